@@ -1,0 +1,65 @@
+# Sets fedward up in .venv, runs it, tests it, checks it. Needs Python 3.11+ with venv; no activation.
+
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup simulate test test-long check lock clean
+
+help:
+	@echo 'make setup      install fedward and its tools into .venv (once)'
+	@echo 'make simulate   run the quick study and say where its report is'
+	@echo 'make test       run the tests'
+	@echo 'make test-long  run the long tests too'
+	@echo 'make check      style, types, arrows between packages, bundle, licences'
+	@echo 'make lock       rewrite requirements.lock after a change of dependencies in pyproject.toml'
+	@echo 'make clean      remove .venv and caches'
+
+setup: $(READY)
+
+# The lock pins everything with hashes, the build backend included: nothing else is downloaded.
+$(READY): requirements.lock pyproject.toml
+	@python=$$(for candidate in python3 python3.13 python3.12 python3.11; do \
+		"$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+			2>/dev/null && echo "$$candidate" && break; \
+	done); \
+	if [ -z "$$python" ]; then \
+		echo 'fedward needs Python 3.11 or newer with its venv module, and found none on PATH:' \
+			'install one (on Debian: apt-get install python3 python3-venv).' >&2; \
+		exit 1; \
+	fi; \
+	echo "Setting up .venv with $$("$$python" --version)." \
+		'The first time downloads about 3.2 GB (torch with CUDA, which also runs on a CPU) and takes 6 GB on disk.'; \
+	"$$python" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check --disable-pip-version-check
+	@touch $@
+
+simulate: setup
+	$(BIN)/fedward simulate quick
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-long: setup
+	$(BIN)/python -m pytest -m 'long or not long'
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_bundle.py tests/test_doors.py tests/test_licences.py
+
+# Keeps what is pinned; remove requirements.lock first to take the newest of everything.
+# uv comes with Flower.
+lock:
+	@test -x $(BIN)/uv || $(MAKE) setup
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --only-binary :all: \
+		--generate-hashes --no-annotate --no-header --no-emit-index-url \
+		--quiet --output-file requirements.lock
+
+clean:
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
