@@ -1,0 +1,135 @@
+"""A site's own patients, opened for one study: decoded, on their sides, ready for the model."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.config import SiteSettings, Study
+from common.data.dataset import Dataset, Preprocessing, derived, open_dataset
+from common.data.readers import build_reader
+from common.data.splits import hashed, majority_class, stratified
+from common.errors import BadData, BadInput
+from common.files import cache_folder
+from common.models import frozen_encoder, study_model
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The images that one training run may use: `rows` of arrays that may be memory-mapped."""
+
+    inputs: NDArray[np.float32]  # (N, ...)
+    labels: NDArray[np.int64]  # (N,)
+    patients: NDArray[np.str_]  # (N,) pseudonymous keys
+    rows: NDArray[np.int64]  # (n,)
+
+    def batch(self, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs (B, ...) and labels (B,) of some of the rows, on `device`."""
+        inputs = torch.from_numpy(np.array(self.inputs[rows]))
+        return inputs.to(device), torch.from_numpy(self.labels[rows]).to(device)
+
+    def by_patient(self) -> dict[str, NDArray[np.int64]]:
+        """Each patient's rows."""
+        keys = self.patients[self.rows]
+        return {str(key): self.rows[keys == key] for key in np.unique(keys)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """The patients of one site as one study sees them."""
+
+    site: SiteSettings
+    dataset: Dataset
+    inputs: NDArray[np.float32]  # (N, ...) what the trained part takes: images or features
+    tested_in: NDArray[np.int64]  # (N,) the part of the split in which the image's patient is
+
+    def test_rows(self, fold: int) -> NDArray[np.int64]:
+        """Images of the patients that are tested in `fold` (0: the study has one split)."""
+        return np.flatnonzero(self.tested_in == max(fold, 1) - 1)
+
+    def train_rows(self, fold: int) -> NDArray[np.int64]:
+        """Images of all other patients."""
+        return np.flatnonzero(self.tested_in != max(fold, 1) - 1)
+
+    def examples(self, fold: int) -> Examples:
+        """The training side of `fold`."""
+        data = self.dataset
+        return Examples(self.inputs, data.labels, data.patients, self.train_rows(fold))
+
+
+def open_cohort(settings: SiteSettings, study: Study, device: torch.device) -> Cohort:
+    """Read a site's data as `study` needs them; they stay open across rounds and runs.
+
+    Raises:
+        BadData: with every problem of the data set.
+    """
+    return _open(settings.model_dump_json(), study.canonical(), str(device))
+
+
+@functools.lru_cache(maxsize=256)
+def _open(settings_text: str, study_text: str, device: str) -> Cohort:
+    settings = SiteSettings.model_validate_json(settings_text)
+    study = Study.model_validate_json(study_text)
+    if settings.data is None:
+        raise BadInput(f"site {settings.name}: `data` is missing; say where the images are.")
+    reader = build_reader(study.data)
+    sources = [
+        source
+        for source in reader.find(settings.data, study.classes)
+        if source.site in (None, settings.name) and source.patient not in settings.exclude
+    ]
+    if not sources:
+        raise BadData(
+            f"site {settings.name}: expected at least one image in {settings.data.name}; got none. "
+            "Check `data`, the site column and `exclude`."
+        )
+    dataset = open_dataset(
+        sources,
+        reader,
+        preprocessing=Preprocessing(study.data.image_size_px, study.data.intensity),
+        # Patient keys stay in the site's cache; the key only keeps identifiers out of it.
+        pseudonym_key=f"fedward site {settings.name}".encode(),
+        cache=cache_folder(),
+    )
+    inputs = _inputs(dataset, study, torch.device(device))
+    return Cohort(settings, dataset, inputs, _parts(dataset, study, settings.name))
+
+
+def _inputs(dataset: Dataset, study: Study, device: torch.device) -> NDArray[np.float32]:
+    """The images, or their features where the model's encoder is frozen: computed once."""
+    frozen = frozen_encoder(study_model(study))
+    if frozen is None:
+        return dataset.images
+    encoder = frozen[0].to(device)
+    head_width = next(frozen[1].parameters()).shape[1]
+
+    def compute(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        features: NDArray[np.float32] = encoder(torch.from_numpy(images).to(device)).cpu().numpy()
+        return features
+
+    return derived(dataset, f"{study.model.name}-{device.type}", compute, width=head_width)
+
+
+def _parts(dataset: Dataset, study: Study, site: str) -> NDArray[np.int64]:
+    keys = sorted(set(dataset.patients.tolist()))
+    said = {
+        key: side for key, side in zip(dataset.patients, dataset.sides, strict=True) if side != ""
+    }
+    if said and study.data.folds is not None:
+        raise BadInput(
+            f"site {site}: the data have a `split` column, which fixes one split, but data.folds "
+            f"is {study.data.folds}. Remove the column or set data.folds to empty."
+        )
+    shares = study.data.split_shares
+    if study.privacy.enabled:
+        parts = hashed(keys, shares=shares, seed=study.seed)
+    else:
+        classes_of = majority_class(dataset.patients, dataset.labels)
+        parts = stratified(classes_of, shares=shares, seed=study.seed)
+    parts |= {key: 0 if side == "test" else 1 for key, side in said.items()}
+    return np.asarray([parts[str(key)] for key in dataset.patients], dtype=np.int64)

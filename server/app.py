@@ -1,0 +1,37 @@
+"""The ServerApp: read the run's configuration, run the rounds; nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.compute import settle
+from common.config import Study, parse
+from common.models import pack, study_model, trained_layout
+from server.rounds import Federation, run_rounds
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one leg of a study on `grid`.
+
+    The run's configuration holds `study` (canonical JSON), `fold`, `sites` (JSON: node id to
+    name) and `out` (the leg's folder).
+    """
+    settle()
+    config = context.run_config
+    study = parse(Study, json.loads(str(config["study"])), where="study")
+    model = study_model(study)
+    federation = Federation(
+        study=study,
+        fold=int(str(config["fold"])),
+        sites={int(node): name for node, name in json.loads(str(config["sites"])).items()},
+        layout=trained_layout(model),
+        out=Path(str(config["out"])),
+    )
+    run_rounds(grid, federation, pack(model))

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m simulations.benchmarks NAME [--json]`; a new one is a file and a line."""

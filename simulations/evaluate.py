@@ -1,0 +1,291 @@
+"""Score model files or whole runs on data: per site, pooled and by subgroup, with intervals.
+
+The model's own study says how an image becomes its input; the data only say where images are.
+Of a run, each patient is scored by a model that did not train on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.cohort import Cohort, open_cohort
+from client.predict import predict_cohort
+from common.compute import find_device, settle
+from common.config import (
+    Federation,
+    ManifestData,
+    Simulation,
+    SiteSettings,
+    Study,
+    is_study,
+    load_site,
+    load_study,
+)
+from common.errors import BadInput
+from common.metrics import (
+    Evaluation,
+    Predictions,
+    concatenate,
+    confusion_matrix,
+    evaluate_by_group,
+    evaluate_by_site,
+)
+from common.models import ModelCard, load, read_card, trained_part
+from common.report import (
+    DataLabel,
+    PrivacyStatement,
+    ReportInput,
+    RunFacts,
+    format_table,
+    metrics_table,
+    print_table,
+    write_report,
+)
+from simulations.folder import legs, read_split, write_json
+from simulations.report import LIMITATIONS
+from simulations.result import RESAMPLES, versions
+from simulations.sites import data_label, simulated_sites
+from simulations.statements import NOT_COVERED
+
+ALL_PATIENTS = (
+    "every patient in the data is scored; a model file can't tell whether it was trained on some "
+    "of them (evaluate the run's folder to have only its test patients scored)"
+)
+TEST_COLUMN = "only the patients whose `split` is test are scored"
+NOT_RUN = ("training: the models are scored as they are",)
+INTERVALS = "In brackets: 95 % intervals, by resampling patients within site and class."
+TEST_PATIENTS = "each patient is scored by a model that did not train on them"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One model on one data set."""
+
+    name: str
+    card: ModelCard
+    predictions: Predictions
+    evaluation: Mapping[str, Evaluation]  # all, mean-of-sites, site:NAME, COLUMN:VALUE
+    who: str  # which patients were scored
+    data_label: DataLabel
+
+    @property
+    def patients(self) -> int:
+        """How many patients were scored."""
+        return len(set(zip(self.predictions.sites, self.predictions.patients, strict=True)))
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `fedward evaluate --json`."""
+        return {
+            "model": self.name,
+            "weights_sha256": self.card.weights_sha256,
+            "study": self.card.study.name,
+            "study_sha256": self.card.study.sha256,
+            "privacy": dict(self.card.privacy),
+            "scored": self.who,
+            "images": len(self.predictions),
+            "patients": self.patients,
+            "classes": list(self.predictions.classes),
+            "confusion_matrix": confusion_matrix(self.predictions).tolist(),
+            "evaluation": {
+                data: {metric: estimate.as_json() for metric, estimate in metrics.items()}
+                for data, metrics in self.evaluation.items()
+            },
+        }
+
+
+def evaluate_models(
+    paths: Sequence[Path], *, data: Path, by: Sequence[str] = (), seed: int = 1
+) -> tuple[Scored, ...]:
+    """Score each model or run of `paths` on `data`.
+
+    Args:
+        paths: model files and run directories.
+        data: a manifest.csv, a site.yaml, or a study.yaml whose `simulation` names the data.
+        by: subgroup columns of the data.
+        seed: of the bootstrap.
+
+    Raises:
+        BadInput: with what is wrong and what to do.
+    """
+    settle()
+    return tuple(_score(path, data, by, seed) for path in paths)
+
+
+def _score(path: Path, data: Path, by: Sequence[str], seed: int) -> Scored:
+    models = _models(path)
+    card = read_card(models[0][1])
+    study = _with_data(card.study, data)
+    sites = _sites(study, data)
+    cohorts = {name: open_cohort(s, study, find_device(s.device)) for name, s in sites.items()}
+    who = _who(path, cohorts)
+    parts = []
+    for fold, file in models:
+        module = trained_part(load(file))
+        for cohort in cohorts.values():
+            rows = _rows(path, fold, cohort)
+            device = find_device(cohort.site.device)
+            parts.append(predict_cohort(module, cohort, rows, classes=study.classes, device=device))
+    predictions = concatenate(parts)
+    if not len(predictions):
+        raise BadInput(f"{data}: expected at least one patient to score; got none.")
+    evaluation = evaluate_by_site(predictions, seed=seed, resamples=RESAMPLES)
+    for column in by:
+        evaluation |= evaluate_by_group(predictions, column, seed=seed, resamples=RESAMPLES)
+    return Scored(path.name, card, predictions, evaluation, who, data_label(study))
+
+
+def _models(path: Path) -> tuple[tuple[int, Path], ...]:
+    """A run's models by their fold, or a single model file as the only one (fold 0)."""
+    if path.is_file():
+        return ((0, path),)
+    if not (path / "study.yaml").is_file():
+        raise BadInput(f"{path}: expected a run directory or a model file; got neither.")
+    found = tuple((leg.fold, leg.model) for leg in legs(load_study(path / "study.yaml"), path))
+    if not all(model.is_file() for _, model in found):
+        raise BadInput(f"{path}: the run is not finished; finish it with --resume first.")
+    return found
+
+
+def _with_data(study: Study, data: Path) -> Study:
+    """The model's study, told where the data are; which patients to score is decided later."""
+    own = study.data.model_copy(update={"folds": None})
+    if data.suffix not in (".yaml", ".yml"):
+        own = ManifestData(image_size_px=own.image_size_px, intensity=own.intensity)
+        simulation = Simulation(data=data)
+    elif is_study(data):
+        named = load_study(data)
+        if named.data.kind != own.kind:
+            raise BadInput(
+                f"{data.name}: data.kind must be {own.kind}, which the model was trained on; "
+                f"got {named.data.kind}."
+            )
+        simulation = named.simulation
+    else:
+        simulation = Simulation()
+    federation = Federation()  # rules of a round mean nothing here
+    return study.model_copy(
+        update={"data": own, "simulation": simulation, "federation": federation}
+    )
+
+
+def _sites(study: Study, data: Path) -> dict[str, SiteSettings]:
+    if data.suffix in (".yaml", ".yml") and not is_study(data):
+        site = load_site(data)
+        return {site.name: site}
+    return simulated_sites(study)
+
+
+def _rows(path: Path, fold: int, cohort: Cohort) -> NDArray[np.int64]:
+    """Which of a site's images the model of `fold` scores."""
+    data = cohort.dataset
+    if path.is_dir():
+        parts = read_split(path, cohort.site.name)
+        unknown = sorted(set(data.patients.tolist()) - parts.keys())
+        if unknown and fold:
+            raise BadInput(
+                f"{path}: {len(unknown)} patients of site {cohort.site.name} were not part of the "
+                "run, so none of its fold models is theirs; name one model file instead, such as "
+                f"{path}/folds/1/model.safetensors."
+            )
+        tested = max(fold, 1) - 1
+        return np.flatnonzero([parts.get(str(key), tested) == tested for key in data.patients])
+    if (data.sides != "").any():
+        return np.flatnonzero(data.sides == "test")
+    return np.arange(len(data.labels))
+
+
+def _who(path: Path, cohorts: Mapping[str, Cohort]) -> str:
+    if path.is_dir():
+        return TEST_PATIENTS
+    sides = any((cohort.dataset.sides != "").any() for cohort in cohorts.values())
+    return TEST_COLUMN if sides else ALL_PATIENTS
+
+
+def text(scored: Sequence[Scored]) -> str:
+    """What `fedward evaluate` prints for people."""
+    return "\n\n".join(_text(one) for one in scored)
+
+
+def write(out: Path, scored: Sequence[Scored]) -> None:
+    """Keep an evaluation as `evaluation.json` and `report.html` in a folder.
+
+    Raises:
+        BadInput: the folder can't be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "evaluation.json", {"models": [one.as_json() for one in scored]})
+        write_report(out / "report.html", _report(scored))
+    except OSError as error:
+        raise BadInput(
+            f"--out {out}: can't be written ({error.strerror}); name a folder that can be."
+        ) from None
+
+
+def _report(scored: Sequence[Scored]) -> ReportInput:
+    first = scored[0]
+    study, privacy = first.card.study, first.card.privacy
+    enabled = "epsilon" in privacy
+    return ReportInput(
+        title=f"Evaluation of {', '.join(one.name for one in scored)}",
+        run=RunFacts(
+            study=study.name,
+            engine="none: evaluation of finished models",
+            seed=study.seed,
+            rounds=study.training.rounds,
+            device="cpu",
+            seconds=0.0,
+            versions=versions(),
+            hashes={one.name: one.card.weights_sha256 for one in scored},
+        ),
+        data_label=first.data_label,
+        data_description=f"{first.patients} patients, {len(first.predictions)} images; {first.who}",
+        privacy=PrivacyStatement(
+            enabled=enabled,
+            guarantee=str(privacy.get("guarantee", privacy["sentence"])),
+            unit=str(privacy.get("unit", "none")),
+            delta=f"{privacy['delta']:g}" if enabled else "none",
+            adjacency=str(privacy.get("adjacency", "none")),
+            trust_model=str(privacy.get("trust_model", "none")),
+            randomness=str(privacy.get("randomness", "none")),
+            not_covered=NOT_COVERED if enabled else (),
+        ),
+        sites=(),
+        classes=first.predictions.classes,
+        evaluation={one.name: one.evaluation for one in scored},
+        resamples=RESAMPLES,
+        comparisons=(),
+        confusion={one.name: confusion_matrix(one.predictions) for one in scored},
+        history={},
+        history_caption="",
+        not_run=NOT_RUN,
+        limitations=LIMITATIONS,
+    )
+
+
+def _text(scored: Scored) -> str:
+    counts = confusion_matrix(scored.predictions)
+    classes = scored.predictions.classes
+    matrix = format_table(
+        ("true class", *(f"said {name}" for name in classes)),
+        [(name, *map(str, row)) for name, row in zip(classes, counts.tolist(), strict=True)],
+    )
+    return "\n".join(
+        [
+            f"{scored.name}: {scored.patients} patients, {len(scored.predictions)} images; "
+            f"{scored.who}",
+            f"Privacy of its training: {scored.card.privacy['sentence']}",
+            "",
+            print_table(metrics_table(scored.evaluation)),
+            "",
+            matrix,
+            "",
+            INTERVALS,
+        ]
+    )

@@ -1,0 +1,110 @@
+"""The run directory: what is in it, and whether a run may start or go on there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.cohort import Cohort
+from common.config import Study, load_study, to_yaml
+from common.errors import BadInput
+from common.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One training of a study: its fold (0: the study has one split) and its folder."""
+
+    fold: int
+    out: Path
+
+    @property
+    def model(self) -> Path:
+        """The federated model, there when the leg is done."""
+        return self.out / "model.safetensors"
+
+
+def legs(study: Study, out: Path) -> tuple[Leg, ...]:
+    """A study without folds has one leg, the run directory itself; else one folder a fold."""
+    if study.data.folds is None:
+        return (Leg(0, out),)
+    return tuple(Leg(fold, out / "folds" / str(fold)) for fold in range(1, study.data.folds + 1))
+
+
+def check_folder(out: Path, study: Study, *, resume: bool) -> None:
+    """Raise BadInput unless a run of `study` may start in `out`, or go on there with `resume`."""
+    there = out / "study.yaml"
+    if there.is_file():
+        begun = load_study(there)
+        if _compared(begun) != _compared(study):
+            raise BadInput(
+                f"--out {out}: holds a run of another study (its study.yaml differs); "
+                "name another --out."
+            )
+        if not resume:
+            raise BadInput(
+                f"--out {out}: holds a run of this study; go on with --resume or name another "
+                "--out."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"--out {out}: is no empty folder; name another --out.")
+    elif resume:
+        raise BadInput(f"--resume: {out} holds no run to go on with; leave --resume out.")
+
+
+def open_folder(out: Path, study: Study, cohorts: dict[str, Cohort]) -> None:
+    """Make the run directory, or check that a begun run finds its data as they were."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / "study.yaml").is_file():
+            _write_sites(out, cohorts)
+            write_atomically(out / "study.yaml", to_yaml(study).encode())
+    except OSError as error:
+        raise BadInput(
+            f"--out {out}: can't be written ({error.strerror}); name a folder that can be."
+        ) from None
+    for name, cohort in cohorts.items():
+        begun = json.loads((out / "sites" / name / "data.json").read_text())
+        if begun["fingerprint"] != cohort.dataset.fingerprint:
+            raise BadInput(
+                f"--resume: the data of site {name} have changed since the run in {out} began; "
+                "start a new run in another --out."
+            )
+
+
+def read_split(out: Path, site: str) -> dict[str, int]:
+    """In which part of the split each patient of a site was; empty for a site not in the run."""
+    path = out / "sites" / site / "split.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, int] = json.loads(path.read_text())
+    return found
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A JSON file people can read, written whole."""
+    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _write_sites(out: Path, cohorts: dict[str, Cohort]) -> None:
+    for name, cohort in cohorts.items():
+        folder = out / "sites" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        data = cohort.dataset
+        parts = zip(data.patients.tolist(), cohort.tested_in.tolist(), strict=True)
+        write_json(folder / "split.json", dict(parts))
+        write_json(
+            folder / "data.json",
+            {
+                "fingerprint": data.fingerprint,
+                "patients": len(set(data.patients.tolist())),
+                "images": len(data.labels),
+            },
+        )
+
+
+def _compared(study: Study) -> dict[str, Any]:
+    """What must not change between start and resume; the data are compared by their content."""
+    return study.model_dump(mode="json", exclude={"simulation": {"data"}})

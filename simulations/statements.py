@@ -1,0 +1,65 @@
+"""What a simulated run says about privacy, everywhere in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from client.training import privacy_plan
+from common.config import SiteSettings, Study
+from common.privacy.epsilon import Epsilon, Randomness, TrustModel
+from simulations.arms import Arm
+
+GUARANTEE = "none (seeded)"
+NO_PRIVACY = "none: trained without differential privacy"
+
+# What differential privacy of the training does not cover; in every report.
+NOT_COVERED = (
+    "metrics of the incoming model that a site's policy releases (exact values of test patients)",
+    "the declared number of patients of each site (public by agreement)",
+    "which sites took part in which round",
+    "choices made after looking at results: learning rates, number of rounds, which model to keep",
+    "a patient with images at two sites: their epsilons add up",
+)
+
+
+def epsilon_of(study: Study, site: SiteSettings, *, rounds: int) -> Epsilon | None:
+    """What `rounds` rounds of one fold cost each of a site's patients; None without privacy."""
+    if not study.privacy.enabled:
+        return None
+    plan = privacy_plan(study, declared_patients=site.declared_patients or 0)
+    return plan.epsilon_after(rounds, randomness=Randomness.SEEDED)
+
+
+def all_folds_epsilon(study: Study, site: SiteSettings) -> Epsilon | None:
+    """What all folds together would cost: each patient trains in every fold but one."""
+    folds = study.data.folds
+    if not study.privacy.enabled or folds is None:
+        return None
+    plan = privacy_plan(study, declared_patients=site.declared_patients or 0)
+    return plan.epsilon_after(study.training.rounds * (folds - 1), randomness=Randomness.SEEDED)
+
+
+def model_statement(study: Study, sites: Mapping[str, SiteSettings]) -> dict[str, Any]:
+    """The privacy statement that the federated model's file carries: the worst-off site's."""
+    planned = [epsilon_of(study, site, rounds=study.training.rounds) for site in sites.values()]
+    found = [epsilon for epsilon in planned if epsilon is not None]
+    return _statement(max(found, key=lambda epsilon: epsilon.value, default=None))
+
+
+def arm_statement(study: Study, arm: Arm, sites: Mapping[str, SiteSettings]) -> dict[str, Any]:
+    """The privacy statement of a model that was trained for comparison."""
+    if not arm.private:
+        return _statement(None)
+    declared = sum(sites[name].declared_patients or 0 for name in arm.sites)
+    plan = privacy_plan(study, declared_patients=declared)
+    epsilon = plan.epsilon_after(
+        study.training.rounds, randomness=Randomness.SEEDED, trust_model=TrustModel.CENTRAL
+    )
+    return _statement(epsilon)
+
+
+def _statement(epsilon: Epsilon | None) -> dict[str, Any]:
+    if epsilon is None:
+        return {"sentence": NO_PRIVACY}
+    return {"sentence": str(epsilon), **epsilon.as_json()}
