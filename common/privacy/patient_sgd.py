@@ -1,0 +1,193 @@
+"""DP-SGD whose unit is the patient (Abadi et al. 2016, arXiv:1607.00133; McMahan et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.errors import BadInput
+from common.privacy.sampling import PatientBatch
+
+Examples: TypeAlias = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
+"""Rows (B,) -> inputs (B, ...) and targets (B, ...), on the module's device."""
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Outputs and targets -> one loss for each image (B,), as with reduction="none"."""
+
+
+@contextmanager
+def private_steps(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    examples: Examples,
+    loss: Loss,
+    max_grad_norm: float,
+    noise_multiplier: float,
+    expected_patients: float,
+    noise: np.random.Generator,
+    max_images_at_once: int,
+) -> Iterator[Callable[[PatientBatch], None]]:
+    """Train `module` by clipped and noised steps; afterwards it is a plain module again.
+
+    Each step averages a patient's gradients over that patient's images, clips the average to
+    `max_grad_norm` (C), sums over patients, adds noise of standard deviation
+    `noise_multiplier` x C, divides by `expected_patients` and lets `optimizer` step.
+
+    Args:
+        module: in train mode; Conv, Linear, Embedding, GroupNorm and LayerNorm layers.
+        optimizer: over exactly the module's trainable parameters.
+        examples: loads the rows of a batch; each image from itself alone (no mixup).
+        loss: one value for each image, from that image alone (no weights fitted to the data).
+        max_grad_norm: C, > 0.
+        noise_multiplier: sigma / C, >= 0; 0 clips without any privacy.
+        expected_patients: public divisor, > 0: sampling rate x declared patients x training share.
+        noise: a stream of the round's secret that nothing else draws from.
+        max_images_at_once: memory bound, >= 1; a batch with more is worked through in groups of
+            whole patients (a single patient with more images is a group of their own).
+
+    Yields:
+        `step(batch)`; it returns nothing, since a training loss is not covered by the noise.
+
+    Raises:
+        BadInput: a layer that can't be trained privately; all of them are named.
+        ValueError: a number out of range, foreign optimizer parameters, a loss that is not one
+            value for each image, or inputs that are not contiguous.
+
+    Formal guarantees:
+        One step is the Gaussian mechanism with sensitivity C under adding or removing a patient.
+        With batches from `poisson_batches` at rate q, T steps are accounted as
+        (noise_multiplier, q, T) per patient. Public: every argument except `examples` and `noise`.
+        Sensitive: batches and their sizes, gradients, losses. Rounding of float32 sums may exceed
+        C by about 1e-6 of it.
+
+    Edge cases:
+        ===============================  ==================================================
+        empty batch                      the noisy step is taken all the same
+        one patient                      the divisor stays `expected_patients`
+        gradient of a patient not finite that patient counts as zero in this step
+        fault inside a step              the hooks go; give the weights up, nothing was sent
+        ===============================  ==================================================
+    """
+    if not (max_grad_norm > 0 and noise_multiplier >= 0 and expected_patients > 0):
+        raise ValueError(
+            "expected max_grad_norm > 0, noise_multiplier >= 0, expected_patients > 0; "
+            f"got {max_grad_norm}, {noise_multiplier}, {expected_patients}."
+        )
+    if max_images_at_once < 1:
+        raise ValueError(f"max_images_at_once must be >= 1; got {max_images_at_once}.")
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    stepped = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if sorted(map(id, trainable)) != sorted(map(id, stepped)):
+        raise ValueError("the optimizer must hold exactly the module's trainable parameters.")
+    refuse_unsupported(module)
+
+    from common.privacy._opacus import PatientOptimizer, per_image_gradients
+
+    private = PatientOptimizer(
+        optimizer,
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=max_grad_norm,
+        expected_patients=expected_patients,
+        noise=noise,
+    )
+
+    def step(batch: PatientBatch) -> None:
+        groups = list(_whole_patients(batch, max_images_at_once))
+        for number, group in enumerate(groups, start=1):
+            private.signal_skip_step(number < len(groups))  # only the last one adds the noise
+            private.zero_grad(set_to_none=True)  # keeps the sum over this step's earlier groups
+            if group:
+                _backward(module, *examples(np.concatenate(group)), loss=loss)
+            private.average_by_patient([len(rows) for rows in group])
+            private.step()
+
+    with per_image_gradients(module):
+        try:
+            yield step
+        finally:
+            private.close()
+
+
+def clipped_sum(
+    module: nn.Module,
+    batch: PatientBatch,
+    *,
+    examples: Examples,
+    loss: Loss,
+    max_grad_norm: float,
+    max_images_at_once: int,
+) -> tuple[Tensor, ...]:
+    """What the noise is added to: the sum over patients of their clipped gradients.
+
+    For tests and audits only, never to be sent. Arguments and errors as in `private_steps`.
+
+    Returns:
+        One tensor for each trainable parameter, in the module's order.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    sums: list[Tensor] = []
+    optimizer.register_step_pre_hook(
+        lambda *_: sums.extend(p.grad.clone() for p in parameters if p.grad is not None)
+    )
+    with private_steps(
+        module,
+        optimizer,
+        examples=examples,
+        loss=loss,
+        max_grad_norm=max_grad_norm,
+        noise_multiplier=0.0,
+        expected_patients=1.0,
+        noise=np.random.default_rng(0),  # never drawn from
+        max_images_at_once=max_images_at_once,
+    ) as step:
+        step(batch)
+    return tuple(sums)
+
+
+def refuse_unsupported(module: nn.Module) -> None:
+    """Raise BadInput naming every layer of `module` that can't be trained privately.
+
+    Per-image gradients that are silently wrong are clipped to the wrong norm, and nobody notices;
+    so whatever Opacus has no exact rule for is refused before the first image is read.
+    """
+    from common.privacy._opacus import problems
+
+    if found := problems(module):
+        raise BadInput(
+            "This model can't be trained with differential privacy: " + "; ".join(found) + "."
+        )
+
+
+def _whole_patients(batch: PatientBatch, limit: int) -> Iterator[PatientBatch]:
+    """The batch in groups of at most `limit` images; no patient is split, and one group at least.
+
+    A patient in two groups would be clipped twice and so count double.
+    """
+    group: list[NDArray[np.int64]] = []
+    for rows in batch:
+        if group and sum(map(len, group)) + len(rows) > limit:
+            yield tuple(group)
+            group = []
+        group.append(rows)
+    yield tuple(group)
+
+
+def _backward(module: nn.Module, inputs: Tensor, targets: Tensor, *, loss: Loss) -> None:
+    if not inputs.is_contiguous():
+        # Opacus' convolution rule gives half the true norm on channels_last, without a word.
+        raise ValueError("inputs must be contiguous; call .contiguous() on them.")
+    losses = loss(module(inputs), targets)
+    if losses.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"the loss must give one value for each image, shape ({len(inputs)},); "
+            f'got {tuple(losses.shape)}. Use reduction="none".'
+        )
+    losses.sum().backward()  # type: ignore[no-untyped-call]  # torch ships it untyped

@@ -1,0 +1,40 @@
+"""What a study found, for people: one page and the terminal's tables."""
+
+from common.report.content import (
+    HEADLINE,
+    Comparison,
+    DataLabel,
+    EvaluationByModel,
+    PrivacyStatement,
+    ReportInput,
+    RunFacts,
+    SiteRow,
+)
+from common.report.page import render_report, write_report
+from common.report.text import (
+    data_names,
+    format_estimate,
+    format_table,
+    metrics_table,
+    models_table,
+    print_table,
+)
+
+__all__ = [
+    "HEADLINE",
+    "Comparison",
+    "DataLabel",
+    "EvaluationByModel",
+    "PrivacyStatement",
+    "ReportInput",
+    "RunFacts",
+    "SiteRow",
+    "data_names",
+    "format_estimate",
+    "format_table",
+    "metrics_table",
+    "models_table",
+    "print_table",
+    "render_report",
+    "write_report",
+]

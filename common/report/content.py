@@ -1,0 +1,88 @@
+"""What a report says, as plain typed values: nothing is shown that was not put in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.metrics import Estimate, Evaluation
+
+DataLabel = Literal["phantom", "scaled phantom", "real"]
+EvaluationByModel = Mapping[str, Mapping[str, Evaluation]]  # model -> data -> metric -> estimate
+
+HEADLINE = "macro_auroc"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What was run, with what, and how to check it."""
+
+    study: str
+    engine: str
+    seed: int
+    rounds: int
+    device: str
+    seconds: float
+    versions: Mapping[str, str]  # package -> version
+    hashes: Mapping[str, str]  # study, data, weights_sha256, ... -> hex digest
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyStatement:
+    """All that must stand beside an epsilon; without privacy `guarantee` says so."""
+
+    enabled: bool
+    guarantee: str
+    unit: str
+    delta: str
+    adjacency: str
+    trust_model: str
+    randomness: str  # where sampling and noise came from
+    not_covered: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRow:
+    """One site; None where its policy does not release the number."""
+
+    name: str
+    patients: int | None
+    images: int | None
+    rounds_joined: int | None
+    epsilon: str  # such as "7.98", "none" or "infinite"; never without the privacy statement
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How much higher `metric` is for `first` than for `second` on the same images."""
+
+    first: str
+    second: str
+    data: str
+    metric: str
+    difference: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class ReportInput:
+    """One report; the first model of `evaluation` is the one that the summary speaks of."""
+
+    title: str
+    run: RunFacts
+    data_label: DataLabel
+    data_description: str
+    privacy: PrivacyStatement
+    sites: tuple[SiteRow, ...]
+    classes: tuple[str, ...]
+    evaluation: EvaluationByModel
+    resamples: int  # of patients, behind each interval
+    comparisons: tuple[Comparison, ...]
+    confusion: Mapping[str, NDArray[np.integer[Any]]]  # model -> (K, K), all sites
+    history: Mapping[int, Mapping[str, float]]  # round -> site -> value
+    history_caption: str  # which metric, which model, on whose patients
+    not_run: tuple[str, ...]
+    limitations: tuple[str, ...]

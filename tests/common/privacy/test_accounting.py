@@ -1,0 +1,130 @@
+"""Epsilon against Google's independent accountant (privacy-loss distributions)."""
+
+from __future__ import annotations
+
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting.pld import PLDAccountant
+
+from common.errors import BadInput
+from common.privacy.accounting import check_delta, epsilon_spent, merge, noise_multiplier_for
+
+DELTA = 1e-5
+
+
+def pld_epsilon(history: list[tuple[float, float, int]]) -> float:
+    """The same question to the other package, whose answer is an upper bound too."""
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    for noise_multiplier, sampling_rate, steps in history:
+        event = dp_accounting.GaussianDpEvent(noise_multiplier)
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(sampling_rate, event), steps)
+    return float(accountant.get_epsilon(DELTA))
+
+
+def random_history(seed: int) -> list[tuple[float, float, int]]:
+    """One to three mechanisms of the kind that studies use."""
+    random = np.random.default_rng(seed)
+    return [
+        (
+            float(random.uniform(0.8, 6)),
+            float(random.choice([0.02, 0.1, 0.25, 0.5, 1.0])),
+            int(random.integers(1, 40)),
+        )
+        for _ in range(random.integers(1, 4))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_epsilon_agrees_with_the_independent_accountant(seed: int) -> None:
+    """Never below it by more than 0.1 %, never above by more than 1 % or 0.005."""
+    history = random_history(seed)
+    ours, theirs = epsilon_spent(history, delta=DELTA), pld_epsilon(history)
+    assert ours >= theirs * (1 - 1e-3) - 1e-3
+    assert ours <= max(theirs * 1.01, theirs + 0.005)
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([(1.0, 0.04, 1000)], 8.49),
+        ([(1.0, 0.04, 500), (1.5, 0.04, 500)], 6.72),  # where GDP says 2.76
+        ([(1.0, 1.0, 1)], 4.377),  # the plain Gaussian mechanism (Balle & Wang 2018)
+    ],
+)
+def test_epsilon_of_known_histories(
+    history: list[tuple[float, float, int]], expected: float
+) -> None:
+    """Published and measured values come out."""
+    assert epsilon_spent(history, delta=DELTA) == pytest.approx(expected, rel=3e-3)
+
+
+def test_merging_changes_nothing() -> None:
+    """Fifty rounds cost what their steps cost at once: neither their sum nor the last one's."""
+    rounds = [(2.0, 0.04, 20)] * 50
+    assert merge(rounds) == ((2.0, 0.04, 1000),)
+    assert epsilon_spent(rounds, delta=DELTA) == pytest.approx(2.88, rel=5e-3)
+
+
+@pytest.mark.parametrize("history", [[], [(1.0, 0.04, 0)], [(1.0, 0.0, 10)]])
+def test_nothing_done_costs_nothing(history: list[tuple[float, float, int]]) -> None:
+    """No step, or nobody ever sampled: epsilon 0."""
+    assert epsilon_spent(history, delta=DELTA) == 0
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.0, 1e-9, 0.005])
+def test_no_noise_is_no_privacy(noise_multiplier: float) -> None:
+    """Without noise worth the name epsilon is infinite instead of a crash."""
+    assert epsilon_spent([(noise_multiplier, 0.1, 10)], delta=DELTA) == math.inf
+
+
+@pytest.mark.parametrize(("noise_multiplier", "least", "most"), [(0.05, 200, 5e4), (5e3, 0, 0.01)])
+def test_extreme_noise_is_survived(noise_multiplier: float, least: float, most: float) -> None:
+    """Very little and very much noise give a sensible, finite bound."""
+    assert least < epsilon_spent([(noise_multiplier, 1.0, 100)], delta=DELTA) < most
+
+
+@pytest.mark.parametrize("mechanism", [(-1.0, 0.1, 1), (1.0, 1.1, 1), (1.0, 0.1, -1)])
+def test_impossible_mechanisms_are_refused(mechanism: tuple[float, float, int]) -> None:
+    """A torn history is an error and never a small epsilon."""
+    with pytest.raises(ValueError, match="mechanism"):
+        epsilon_spent([mechanism], delta=DELTA)
+
+
+@pytest.mark.parametrize(
+    ("target", "sampling_rate", "steps"), [(8.0, 0.25, 40), (3.0, 1.0, 20), (1.0, 0.1, 100)]
+)
+def test_planned_noise_meets_the_target(target: float, sampling_rate: float, steps: int) -> None:
+    """The planned noise keeps to the target by both accountants, and a little less would not."""
+    sigma = noise_multiplier_for(target, delta=DELTA, sampling_rate=sampling_rate, steps=steps)
+    assert epsilon_spent([(sigma, sampling_rate, steps)], delta=DELTA) <= target
+    assert pld_epsilon([(sigma, sampling_rate, steps)]) <= target * (1 + 1e-3)
+    assert pld_epsilon([(sigma * 0.99, sampling_rate, steps)]) > target
+    assert sigma == float(f"{sigma:.4g}")
+
+
+@pytest.mark.parametrize(
+    ("target", "sampling_rate", "steps"),
+    [(0.0, 0.1, 10), (-1.0, 0.1, 10), (math.nan, 0.1, 10), (1.0, 0.0, 10), (1.0, 0.1, 0)],
+)
+def test_impossible_targets_are_refused(target: float, sampling_rate: float, steps: int) -> None:
+    """A target that no plan can have is a sentence for the data scientist."""
+    with pytest.raises(BadInput, match="got"):
+        noise_multiplier_for(target, delta=DELTA, sampling_rate=sampling_rate, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("delta", "declared"), [(1.1e-5, 10), (1e-5, 10_001), (0.0, 10), (-1e-6, 10), (math.nan, 10)]
+)
+def test_too_large_a_delta_is_refused_with_the_reason(delta: float, declared: int) -> None:
+    """The sentence names the largest delta that is allowed for the site."""
+    with pytest.raises(BadInput, match="at most a tenth"):
+        check_delta(delta, declared)
+
+
+def test_allowed_deltas_pass() -> None:
+    """The limits themselves are allowed."""
+    check_delta(1e-5, 10_000)
+    check_delta(1e-6, 100_000)

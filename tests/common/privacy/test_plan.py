@@ -1,0 +1,76 @@
+"""The plan: what is promised on paper is what the accountant says afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from common.errors import BadInput
+from common.privacy.accounting import epsilon_spent
+from common.privacy.epsilon import Randomness, Unit
+from common.privacy.plan import PrivacyPlan, plan
+
+
+def planned(**changes: Any) -> PrivacyPlan:
+    """A hospital of 50 patients, with one thing changed."""
+    arguments: dict[str, Any] = {
+        "target_epsilon": 8.0,
+        "delta": 1e-5,
+        "unit": Unit.PATIENT,
+        "declared_patients": 50,
+        "training_share": 0.8,
+        "sampling_rate": 0.25,
+        "steps_per_round": 4,
+        "rounds": 10,
+        "max_grad_norm": 1.0,
+        "images_per_patient": 4,
+    } | changes
+    return plan(arguments.pop("target_epsilon"), **arguments)
+
+
+def test_all_rounds_together_keep_to_the_target() -> None:
+    """Epsilon grows with each round and ends just below the target."""
+    site = planned()
+    spent = [site.epsilon_after(n, randomness=Randomness.SECRET).value for n in (0, 1, 5, 10)]
+    assert spent == sorted(set(spent))
+    assert spent[0] == 0
+    assert 7.98 < spent[-1] <= 8.0
+    assert site.expected_patients == pytest.approx(0.25 * 50 * 0.8)
+
+
+def test_epsilon_carries_the_plan_s_meaning() -> None:
+    """Unit, delta and source of randomness are those of the plan and of the site."""
+    epsilon = planned(unit=Unit.EXAM).epsilon_after(1, randomness=Randomness.SEEDED)
+    assert (epsilon.unit, epsilon.delta, epsilon.guarantee) == (Unit.EXAM, 1e-5, "none (seeded)")
+
+
+def test_earlier_studies_count() -> None:
+    """A plan on patients who took part before starts from what was spent on them."""
+    site = planned()
+    again = site.epsilon_after(10, randomness=Randomness.SECRET, spent=site.history(10))
+    assert again.value == epsilon_spent(site.history(20), delta=1e-5) > 8.0
+
+
+def test_too_large_a_delta_is_refused() -> None:
+    """A site of many patients needs a smaller delta."""
+    with pytest.raises(BadInput, match="at most 5e-06 for 20000"):
+        planned(declared_patients=20_000)
+
+
+@pytest.mark.parametrize("change", [{"training_share": 0.0}, {"rounds": 0}, {"max_grad_norm": 0.0}])
+def test_impossible_plans_are_refused(change: dict[str, Any]) -> None:
+    """A plan of nothing is an error."""
+    with pytest.raises(ValueError, match="a plan needs"):
+        planned(**change)
+
+
+def test_importing_privacy_loads_neither_opacus_nor_torch_for_the_ledger() -> None:
+    """Opacus loads only when it works, and what the ledger needs loads no torch either."""
+    light = ["accounting", "epsilon", "plan", "randomness", "sampling"]
+    code = "import sys\n" + "".join(f"import common.privacy.{name}\n" for name in light)
+    code += "assert not {'torch', 'opacus'} & set(sys.modules)\n"
+    code += "import common.privacy.patient_sgd\nassert 'opacus' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
