@@ -1,0 +1,523 @@
+"""study.yaml and site.yaml as typed, frozen, documented values; every key says what it is for.
+
+Three owners, three files (DESIGN): the data scientist writes the study, the hospital writes the
+site. What is under `simulation` only says how one machine plays the sites, so it is no part of
+the study's hash: a study that was simulated and then deployed keeps its hash.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from common.errors import BadInput
+from common.plain_yaml import dump_yaml, load_yaml, read_yaml
+
+T = TypeVar("T", bound=BaseModel)
+
+MAX_DELTA = 1e-5
+CHANNELS = 1  # every image becomes one grey channel
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # a site's name becomes a folder's name
+SITE_NAME_RULE = "1 to 64 letters, digits, _, . or -, beginning with a letter or a digit"
+_DEVICE = r"^(auto|cpu|cuda(:\d{1,2})?)$"
+_CLASS_NAME = r"^\S(.*\S)?$"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Intensity(_Frozen):
+    """A linear map of pixel values to [-1, 1], by public constants, never fitted on data."""
+
+    low: float = Field(0.0, description="Pixel value that becomes -1; lower ones are clipped.")
+    high: float = Field(255.0, description="Pixel value that becomes +1; higher ones are clipped.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.high <= self.low:
+            raise ValueError(f"a range whose high is above its low ({self.low}); got {self.high}")
+        return self
+
+
+class _Data(_Frozen):
+    """What every kind of data set shares."""
+
+    image_size_px: int = Field(
+        32, ge=8, le=1024, description="Images are resized to this many pixels a side."
+    )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=20,
+        description=(
+            "Cross-validation: each patient is tested once, by a model that never saw them; trains "
+            "that many models. Empty: one split, one model."
+        ),
+    )
+    test_share: float = Field(
+        0.25, gt=0, lt=1, description="Share of the patients kept for testing (without folds)."
+    )
+
+    @property
+    def split_shares(self) -> tuple[float, ...]:
+        """Shares of a split's parts; fold k tests part k - 1, no folds tests part 0."""
+        if self.folds is None:
+            return (self.test_share, 1 - self.test_share)
+        return (1 / self.folds,) * self.folds
+
+    @property
+    def train_share(self) -> float:
+        """Expected share of the patients on the training side; public."""
+        return 1 - self.split_shares[0]
+
+
+class ManifestData(_Data):
+    """A CSV beside the images: path,patient,site,label[,split][,any subgroup column]."""
+
+    kind: Literal["manifest"] = Field("manifest", description="A CSV beside the images.")
+    intensity: Intensity = Field(
+        Intensity(), description="Pixel values that become -1 and +1 (8-bit images: 0 and 255)."
+    )
+
+
+class IldData(_Data):
+    """The text-ROI tree of the HUG interstitial lung disease format: CT slices and polygons."""
+
+    kind: Literal["ild"] = Field("ild", description="The text-ROI tree of the HUG format.")
+    intensity: Intensity = Field(
+        Intensity(low=-1400.0, high=200.0), description="HU values that become -1 and +1."
+    )
+    patch_size_px: int = Field(32, ge=8, le=256, description="Side of a patch, in slice pixels.")
+    stride_px: int = Field(16, ge=1, le=256, description="Distance between patches.")
+    min_share: float = Field(
+        0.75, gt=0, le=1, description="Smallest share of a patch's pixels inside the region."
+    )
+
+
+class ModelConfig(_Frozen):
+    """Which network; `fedward schema study` lists what the registry has."""
+
+    name: str = Field("cnn-small", description="A name of the model registry.")
+
+
+class Training(_Frozen):
+    """Local training without privacy: shuffled batches and epochs of SGD."""
+
+    rounds: int = Field(10, ge=1, le=100_000, description="Rounds of the federation.")
+    epochs: int = Field(1, ge=1, le=1000, description="Local epochs a round.")
+    batch_size: int = Field(32, ge=1, le=65_536, description="Images a step.")
+    learning_rate: float = Field(0.05, gt=0, le=100, description="Step size of SGD.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD, zeroed each round.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="L2 penalty of SGD.")
+
+
+class Privacy(_Frozen):
+    """Differential privacy: Poisson-sampled patients, clipped and noised steps of SGD."""
+
+    enabled: bool = Field(False, description="Train under differential privacy.")
+    unit: Literal["patient"] = Field(
+        "patient", description="Whose presence is hidden: all images of a patient together."
+    )
+    target_epsilon: float = Field(
+        8.0, gt=0, le=1000, description="Epsilon of the whole study for each site's patients."
+    )
+    target_delta: float = Field(
+        MAX_DELTA,
+        gt=0,
+        lt=1,
+        description="Delta: at most 1e-5, and at most 1 / (10 x the site's declared patients).",
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1e6, description="C: each patient's gradient is clipped to this L2 norm."
+    )
+    sampling_rate: float = Field(
+        0.25, gt=0, le=1, description="q: chance of each patient to be in a step; public."
+    )
+    steps_per_round: int = Field(4, ge=1, le=100_000, description="Noised steps a round; public.")
+    images_per_patient: int = Field(
+        16, ge=1, le=4096, description="At most this many images of a patient in one step."
+    )
+    learning_rate: float = Field(0.5, gt=0, le=1000, description="Step size of private SGD.")
+    momentum: float = Field(
+        0.0, ge=0, lt=1, description="Momentum of private SGD, zeroed each round."
+    )
+
+    @field_validator("target_delta")
+    @classmethod
+    def _small_delta(cls, target_delta: float, info: ValidationInfo) -> float:
+        if info.data.get("enabled") and target_delta > MAX_DELTA:
+            raise ValueError(
+                f"at most {MAX_DELTA:g}, since a delta near 1/patients allows publishing a whole "
+                f"patient; got {target_delta:g}"
+            )
+        return target_delta
+
+
+class StrategyConfig(_Frozen):
+    """How the server combines the sites' weights."""
+
+    name: Literal["fedavg"] = Field("fedavg", description="Federated averaging.")
+
+
+class Federation(_Frozen):
+    """The rules of a round."""
+
+    min_sites: int = Field(
+        1, ge=1, le=10_000, description="A round with fewer accepted replies stops the study."
+    )
+    round_timeout_s: float = Field(
+        3600.0, gt=0, le=604_800, description="Seconds until a round closes without the missing."
+    )
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="Weight of a site in the average, agreed beforehand; 1 where none is given.",
+    )
+
+
+Metric = Literal["loss", "accuracy", "balanced_accuracy", "macro_auroc"]
+
+
+class Release(_Frozen):
+    """What a site lets out besides weights."""
+
+    metrics: tuple[Metric, ...] = Field(
+        (), description="Metrics of the incoming model on the site's test patients; exact values."
+    )
+
+
+class SiteSettings(_Frozen):
+    """One hospital: what site.yaml says (the parts that a simulation uses)."""
+
+    name: str = Field("site", pattern=SITE_NAME, description="The site's name in the federation.")
+    data: Path | None = Field(
+        None, description="Where the images are: a manifest.csv or the root of an ILD tree."
+    )
+    declared_patients: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Number of patients the site declares, rounded; public. It gives the denominator of "
+            "the private average and the largest delta."
+        ),
+    )
+    exclude: tuple[str, ...] = Field((), description="Patients who object, as the data name them.")
+    device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N.")
+    release: Release = Field(Release(), description="What leaves besides weights.")
+    randomness: Literal["secret", "seeded-for-testing"] = Field(
+        "secret",
+        description="Source of the privacy randomness; seeded gives no guarantee (simulation).",
+    )
+
+
+class SimulatedSite(_Frozen):
+    """What a simulated hospital may set of its site.yaml."""
+
+    declared_patients: int | None = Field(
+        None, ge=1, description="Declared number of patients; from the data, rounded, if empty."
+    )
+    exclude: tuple[str, ...] = Field((), description="Patients who object, as the data name them.")
+    device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N.")
+    release: Release = Field(
+        Release(metrics=("loss", "accuracy")), description="What leaves besides weights."
+    )
+
+
+def _as_set(site: SimulatedSite) -> dict[str, Any]:
+    """Only what a site's own lines say: the rest stays with site_defaults."""
+    return site.model_dump(mode="json", exclude_unset=True)
+
+
+class PhantomConfig(_Frozen):
+    """A generated data set, written in the real format and read back."""
+
+    kind: Literal["ild"] = Field("ild", description="Lung CT with five tissue patterns.")
+    patients: int = Field(110, ge=1, le=100_000, description="Patients over all hospitals.")
+    hospitals: int = Field(5, ge=1, le=1000, description="Number of hospitals.")
+    seed: int = Field(1, ge=0, description="Another seed, other patients.")
+    shift: float = Field(
+        1.0, ge=0, le=2, description="How much the hospitals differ; 0: exchangeable."
+    )
+    equal_sizes: bool = Field(False, description="The same number of patients everywhere.")
+
+
+class Simulation(_Frozen):
+    """How one machine plays the sites; no part of the study's hash."""
+
+    data: Path | None = Field(
+        None,
+        description=(
+            "Where all sites' images are: a manifest.csv with a site column, or a folder with one "
+            "ILD tree a hospital. Relative to the study's file."
+        ),
+    )
+    phantom: PhantomConfig | None = Field(
+        None, description="Generate the data instead of reading them."
+    )
+    site_defaults: SimulatedSite = Field(SimulatedSite(), description="Settings of every site.")
+    sites: dict[
+        Annotated[str, Field(pattern=SITE_NAME)],
+        Annotated[SimulatedSite, PlainSerializer(_as_set)],
+    ] = Field({}, description="Settings of one site, by its name; they override site_defaults.")
+
+    def site(self, name: str) -> SimulatedSite:
+        """The settings of the simulated site `name`: its own over the defaults."""
+        own = self.sites.get(name, SimulatedSite())
+        said = {key: getattr(own, key) for key in own.model_fields_set}
+        return self.site_defaults.model_copy(update=said)
+
+
+class Study(_Frozen):
+    """All that a study fixes before its first round; hashed without `simulation`."""
+
+    format: Literal[1] = Field(1, description="Version of this file's format.")
+    name: str = Field("study", pattern=SITE_NAME, description="A short name, used for folders.")
+    classes: tuple[Annotated[str, Field(pattern=_CLASS_NAME)], ...] = Field(
+        ..., min_length=2, description="The classes in the order of the model's outputs."
+    )
+    seed: int = Field(
+        1, ge=0, lt=2**63, description="Drives what is public: initial weights, order, splits."
+    )
+    data: Annotated[ManifestData | IldData, Field(discriminator="kind")] = Field(
+        ..., description="The data set's format and how an image becomes the model's input."
+    )
+    model: ModelConfig = Field(ModelConfig(), description="The network.")
+    training: Training = Field(Training(), description="Rounds, and training without privacy.")
+    privacy: Privacy = Field(Privacy(), description="Differential privacy.")
+    strategy: StrategyConfig = Field(StrategyConfig(), description="The server's rule.")
+    federation: Federation = Field(Federation(), description="The rules of a round.")
+    simulation: Simulation = Field(Simulation(), description="How one machine plays the sites.")
+
+    @field_validator("classes")
+    @classmethod
+    def _differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) != len(classes):
+            raise ValueError("names that differ from one another")
+        return classes
+
+    def canonical(self) -> str:
+        """The study as the sites get it: canonical JSON without `simulation`."""
+        content = self.model_dump(mode="json", exclude={"simulation"})
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that the study fixes, hexadecimal."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, with `KEY=VALUE` overrides applied.
+
+    Args:
+        path: a YAML file; relative data paths inside it are relative to its folder.
+        overrides: `privacy.target_epsilon=3` and the like; the value is YAML.
+
+    Raises:
+        BadInput: with every problem of the file, each naming the key and the remedy.
+    """
+    content = read_yaml(path)
+    _apply(content, overrides)
+    where = f"{path.name} and the command line" if overrides else path.name
+    study = parse(Study, content, where=where)
+    located = study.simulation.model_copy(update={"data": _beside(path, study.simulation.data)})
+    return study.model_copy(update={"simulation": located})
+
+
+def is_study(path: Path) -> bool:
+    """Whether a YAML file is a study (only a study names `classes`) rather than a site.yaml."""
+    return "classes" in read_yaml(path)
+
+
+def load_site(path: Path) -> SiteSettings:
+    """Read a site.yaml; raises BadInput with every problem."""
+    site = parse(SiteSettings, read_yaml(path), where=path.name)
+    return site.model_copy(update={"data": _beside(path, site.data)})
+
+
+def parse(schema: type[T], content: Mapping[str, Any], *, where: str) -> T:
+    """`content` as a typed value; raises BadInput with every problem at once, one a line.
+
+    Types are strict: a quoted number is text, and `yes` is no number.
+    """
+    return parse_json(schema, json.dumps(content, default=str), where=where)
+
+
+def parse_json(schema: type[T], text: str, *, where: str) -> T:
+    """JSON text as a typed value; raises BadInput with every problem at once, one a line."""
+    try:
+        return schema.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        inner = {loc[:end] for loc in (p["loc"] for p in problems) for end in range(len(loc))}
+        sentences = [_sentence(schema, p, where) for p in problems if p["loc"] not in inner]
+        raise BadInput("\n".join(dict.fromkeys(sentences))) from None
+
+
+def to_yaml(value: BaseModel) -> str:
+    """A typed value as a YAML file, every key written out."""
+    return dump_yaml(value.model_dump(mode="json"))
+
+
+def schema_yaml(schema: type[BaseModel]) -> str:
+    """A file ready to edit: every key with its default and a sentence."""
+    return "\n".join(_commented(schema, None, pad="")) + "\n"
+
+
+def _beside(file: Path, data: Path | None) -> Path | None:
+    """A path that a file names, from anywhere: it is relative to that file."""
+    return None if data is None else (file.parent / data).absolute()
+
+
+def _apply(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        *parents, last = key.strip().split(".")
+        if not equals or not all([*parents, last]):
+            raise BadInput(f"--set needs KEY=VALUE, such as training.rounds=5; got {override!r}.")
+        place = content
+        for parent in parents:
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+            if not isinstance(place, dict):
+                raise BadInput(f"--set {key}: {parent} is no group of keys; see `fedward schema`.")
+        place[last] = load_yaml(text, where=f"--set {key}")
+
+
+# What a problem's type asks for, where pydantic's own words would not help.
+_WANTED = {
+    "bool_type": "true or false",
+    "dict_type": "a group of keys",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "model_type": "a group of keys",
+    "string_type": "text (put quotes around it)",
+    "tuple_type": "a list such as [a, b]",
+}
+_WANTED_PATTERN = {
+    SITE_NAME: SITE_NAME_RULE,
+    _DEVICE: "auto, cpu, cuda or cuda:N",
+    _CLASS_NAME: "text on one line without blanks around it",
+}
+
+
+def _sentence(schema: type[BaseModel], problem: Any, where: str) -> str:
+    """One of pydantic's problems in our words: file, key, what was expected, what came, remedy."""
+    path, known, groups = _locate(schema, problem["loc"])
+    key = ".".join(path)
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(path[-1], known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}."
+            return f"{where}: unknown key `{key}`; {hint}"
+        case "missing":
+            return f"{where}: `{key}` is missing; add it (see `fedward schema`)."
+        case "json_invalid" | "string_unicode":
+            return f"{where}: is not well formed ({problem['msg']}); write it again."
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds = " or ".join(kind for group in groups for kind in _kinds(group))
+            return (
+                f"{where}: `{key}.kind` must be {kinds}; {_got(problem['input'].get('kind'))}. "
+                "Change it there."
+            )
+        case "value_error":
+            return f"{where}: `{key}` must be {problem['ctx']['error']}. Change it there."
+        case "string_pattern_mismatch":
+            wanted = _WANTED_PATTERN[problem["ctx"]["pattern"]]
+        case "too_short":
+            wanted = f"a list of at least {problem['ctx']['min_length']}"
+        case other:
+            wanted = _WANTED.get(other) or problem["msg"].removeprefix("Input should be ")
+    # Who objects is named in no message, not even where the list is mistyped.
+    got = "" if "exclude" in path else f"; {_got(problem['input'])}"
+    return f"{where}: `{key or 'the file'}` must be {wanted}{got}. Change it there."
+
+
+def _got(value: Any) -> str:
+    match value:
+        case None:
+            return "got nothing"
+        case dict():
+            return "got a group of keys"
+        case list():
+            return f"got a list of {len(value)}"
+        case _:
+            return f"got {json.dumps(value, ensure_ascii=False):.80}"
+
+
+def _locate(
+    schema: type[BaseModel], loc: tuple[int | str, ...]
+) -> tuple[list[str], list[str], list[type[BaseModel]]]:
+    """A problem's dotted key, the keys known beside it, and the groups that may stand there."""
+    path: list[str] = []
+    known: list[str] = []
+    here: Any = schema
+    for step in loc:
+        groups = _groups(here)
+        if len(groups) > 1:  # pydantic names the union's kind here, which is no key of the file
+            here = next(group for group in groups if step in _kinds(group))
+            continue
+        if step == "[key]":
+            break  # the key itself is the problem
+        path.append(str(step))
+        if groups:
+            known = list(groups[0].model_fields)
+            field = groups[0].model_fields.get(str(step))
+            here = field.annotation if field else None
+        else:
+            here = next(iter(get_args(here)[-1:]), None)  # what a mapping holds
+    return path, known, _groups(here)
+
+
+def _kinds(group: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(group.model_fields["kind"].annotation)
+
+
+def _groups(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration groups that a key of this type can hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return [group for part in get_args(annotation) for group in _groups(part)]
+    return []
+
+
+def _commented(schema: type[BaseModel], value: BaseModel | None, *, pad: str) -> list[str]:
+    """Lines for every key: those of `value`, or the schema's defaults."""
+    lines: list[str] = []
+    for name, field in schema.model_fields.items():
+        default = field.get_default() if value is None else getattr(value, name)
+        lines.append(f"{pad}# {field.description}")
+        groups = _groups(field.annotation)
+        if groups and default is not None:
+            given = None if field.is_required() else default
+            groups = [group for group in groups if given is None or isinstance(given, group)]
+            lines.append(f"{pad}{name}:")
+            lines += _commented(groups.pop(0), given, pad=pad + "  ")
+        elif field.is_required():
+            lines.append(f"{pad}{name}: [first-class, second-class]")
+        else:
+            text = json.dumps(list(default) if isinstance(default, tuple) else default)
+            lines.append(f"{pad}{name}: {'' if default is None else text}".rstrip())
+        for other in groups:
+            lines.append(f"{pad}# or {name}:")
+            lines += [f"{pad}#   {line}" for line in _commented(other, None, pad="")]
+    return lines

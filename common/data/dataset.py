@@ -1,0 +1,264 @@
+"""A site's images as the model sees them: decoded and resized once, then memory-mapped.
+
+The cache holds float32 pixels in [-1, 1], labels and pseudonymous patient keys, under a name that
+is a hash of every file's content and every parameter; identifying fields end at this door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from common.config import CHANNELS, Intensity
+from common.data.source import Reader, Source
+from common.errors import BadData, BadInput
+from common.files import write_atomically
+
+_FORMAT = 2  # raise it when the cache's content changes
+_SHOWN_PROBLEMS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """N images of one site, with whose they are.
+
+    `fingerprint` is the hash of all files and parameters; `folder` is the cache entry.
+    """
+
+    images: NDArray[np.float32]  # (N, 1, size, size), memory-mapped, values in [-1, 1]
+    labels: NDArray[np.int64]  # (N,)
+    patients: NDArray[np.str_]  # (N,) pseudonymous keys
+    sides: NDArray[np.str_]  # (N,) "train", "test" or "": what the data themselves say
+    groups: Mapping[str, NDArray[np.str_]]  # subgroup columns, each (N,)
+    fingerprint: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From a file's pixels to the model's input; public constants only."""
+
+    image_size_px: int
+    intensity: Intensity
+
+    def apply(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One image (C, H, W) as (C, size, size) in [-1, 1]: padded to a square, resized."""
+        low, high = self.intensity.low, self.intensity.high
+        scaled = (np.clip(pixels, low, high) - low) * (2 / (high - low)) - 1
+        size = self.image_size_px
+        return np.stack([_resize(channel, size) for channel in scaled.astype(np.float32)])
+
+
+def open_dataset(
+    sources: Sequence[Source],
+    reader: Reader,
+    *,
+    preprocessing: Preprocessing,
+    pseudonym_key: bytes,
+    cache: Path,
+) -> Dataset:
+    """Decode `sources`, or take them from the cache if nothing has changed.
+
+    Args:
+        sources: what the reader found, already without the patients who object.
+        pseudonym_key: the site's key for patient keys.
+        cache: folder for entries; made private to this user.
+
+    Raises:
+        BadData: a file can't be decoded; BadInput: the cache can't be written.
+    """
+    ordered = sorted(sources, key=lambda source: (source.patient, str(source.path)))
+    key = _key(ordered, reader, preprocessing, pseudonym_key)
+    entry = cache / f"images-{key}"
+    size = preprocessing.image_size_px
+    if not _whole(entry, size):
+        _build(entry, ordered, reader, preprocessing, pseudonym_key)
+    return _read(entry, size)
+
+
+def derived(
+    dataset: Dataset,
+    name: str,
+    compute: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    *,
+    width: int,
+    batch: int = 32,
+) -> NDArray[np.float32]:
+    """An array (N, width) computed once per image, kept beside the images, memory-mapped.
+
+    Always computed in the same batches of neighbours, so that its bits are the same each time.
+    """
+    path = dataset.folder / f"{name}.f32"
+    if not path.is_file():
+        folder = dataset.folder
+        with _writing(folder), _replacing(path) as partial, partial.open("wb") as file:
+            for start in range(0, len(dataset.images), batch):
+                rows = compute(np.array(dataset.images[start : start + batch]))
+                file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+    return np.memmap(path, dtype="<f4", mode="r", shape=(len(dataset.labels), width))
+
+
+def pseudonym(patient: str, key: bytes) -> str:
+    """A patient's key: a keyed hash that says nothing without the site's key."""
+    return hmac.digest(key, patient.encode(), hashlib.sha256)[:16].hex()
+
+
+def _key(
+    sources: Sequence[Source], reader: Reader, preprocessing: Preprocessing, pseudonym_key: bytes
+) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {reader!r} {preprocessing!r}".encode())
+    digest.update(hashlib.sha256(pseudonym_key).digest())
+    for source in sources:
+        try:
+            with source.path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BadData(
+                f"{source.path.name}: can't be read ({error.strerror}); make it readable or "
+                "remove it from the data."
+            ) from None
+        fields = (source.patient, source.side, repr(source.detail), sorted(source.groups.items()))
+        digest.update(f"{content} {fields!r}".encode())
+    return digest.hexdigest()
+
+
+def _build(
+    entry: Path,
+    sources: Sequence[Source],
+    reader: Reader,
+    preprocessing: Preprocessing,
+    pseudonym_key: bytes,
+) -> None:
+    """Write a cache entry beside its place and move it there whole."""
+    with _writing(entry.parent):
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))  # mode 0700
+    try:
+        with _writing(entry.parent), (partial / "images.f32").open("wb") as file:
+            table = _decode(file, sources, reader, preprocessing, pseudonym_key)
+            os.fsync(file.fileno())  # an entry that is there must survive a power cut whole
+        with _writing(entry.parent):
+            write_atomically(partial / "table.json", json.dumps(table).encode())
+            if not _whole(entry, preprocessing.image_size_px):
+                shutil.rmtree(entry, ignore_errors=True)  # somebody tidied up inside it
+            try:
+                partial.rename(entry)
+            except OSError:
+                if not _whole(entry, preprocessing.image_size_px):
+                    raise
+                # Another process was faster.
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _decode(
+    file: BinaryIO,
+    sources: Sequence[Source],
+    reader: Reader,
+    preprocessing: Preprocessing,
+    pseudonym_key: bytes,
+) -> dict[str, list[object]]:
+    """Append every image to `file`; returns the table of whose they are."""
+    table: dict[str, list[object]] = {"labels": [], "patients": [], "sides": [], "groups": []}
+    problems: list[str] = []
+    for source in sources:
+        try:
+            images = reader.decode(source)
+        except BadData as problem:
+            problems.append(str(problem))
+            if len(problems) == _SHOWN_PROBLEMS:
+                break
+            continue
+        key = pseudonym(source.patient, pseudonym_key)
+        for image in images:
+            pixels = preprocessing.apply(image.pixels)
+            file.write(np.ascontiguousarray(pixels, dtype="<f4").tobytes())
+            table["labels"].append(image.label)
+            table["patients"].append(key)
+            table["sides"].append(source.side)
+            table["groups"].append(dict(source.groups))
+    if problems:
+        raise BadData("\n".join(problems))
+    if not table["labels"]:
+        raise BadData("expected at least one image; the data set gives none of these classes.")
+    return table
+
+
+def _whole(entry: Path, size: int) -> bool:
+    """Whether there is a cache entry that can be read."""
+    try:
+        _read(entry, size)
+    except (OSError, ValueError, LookupError):
+        return False
+    return True
+
+
+def _read(entry: Path, size: int) -> Dataset:
+    table = json.loads((entry / "table.json").read_text())
+    count = len(table["labels"])
+    names = sorted({name for groups in table["groups"] for name in groups})
+    return Dataset(
+        images=np.memmap(
+            entry / "images.f32", dtype="<f4", mode="r", shape=(count, CHANNELS, size, size)
+        ),
+        labels=np.asarray(table["labels"], dtype=np.int64),
+        patients=np.asarray(table["patients"], dtype=np.str_),
+        sides=np.asarray(table["sides"], dtype=np.str_),
+        groups={
+            name: np.asarray([g.get(name, "") for g in table["groups"]], dtype=np.str_)
+            for name in names
+        },
+        fingerprint=entry.name.removeprefix("images-"),
+        folder=entry,
+    )
+
+
+def _resize(channel: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """(H, W) to (size, size), antialiased; the shorter side is padded with the lowest value."""
+    height, width = channel.shape
+    if (height, width) == (size, size):
+        return channel
+    # Padded after resizing: a square around a very long image would not fit into memory.
+    scale = size / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    resized = Pillow.fromarray(channel).resize((columns, rows), Pillow.Resampling.BILINEAR)
+    top, left = (size - rows) // 2, (size - columns) // 2
+    square = np.full((size, size), -1, dtype=np.float32)
+    square[top : top + rows, left : left + columns] = np.asarray(resized)
+    return square
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in a sentence why the cache can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"the cache {folder} can't be written ({error.strerror}); "
+            "set FEDWARD_CACHE to a folder with room that is yours."
+        ) from None
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write that takes the place of `path` when the block ends well."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
