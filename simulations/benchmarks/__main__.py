@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from common.errors import BadInput
-from simulations.benchmarks import engine_overhead
+from simulations.benchmarks import chest_xray, engine_overhead, ild_phantom
 
-BENCHMARKS = {"engine-overhead": engine_overhead.measure}
+BENCHMARKS = {
+    "chest-xray": chest_xray.measure,
+    "engine-overhead": engine_overhead.measure,
+    "ild-phantom": ild_phantom.measure,
+}
 
 
 def main(
@@ -19,13 +22,22 @@ def main(
 ) -> None:
     """Measure one thing on this machine and print the figures."""
     if name not in BENCHMARKS:
-        raise BadInput(f"NAME must be one of {', '.join(BENCHMARKS)}; got {name}.")
+        known = ", ".join(BENCHMARKS)
+        typer.echo(f"Error: NAME must be one of {known}; got {name}.", err=True)
+        raise typer.Exit(2)
     found = BENCHMARKS[name]()
     typer.echo(json.dumps(found, indent=2) if as_json else _text(found))
 
 
-def _text(found: dict[str, object]) -> str:
-    return "\n".join(f"{key}: {value}" for key, value in found.items())
+def _text(found: object, indent: str = "") -> str:
+    if not isinstance(found, dict):
+        return f"{indent}{found}".replace("\n", f"\n{indent}")
+    return "\n".join(
+        f"{indent}{key}:\n{_text(value, indent + '  ')}"
+        if isinstance(value, dict) or "\n" in str(value)
+        else f"{indent}{key}: {value}"
+        for key, value in found.items()
+    )
 
 
 if __name__ == "__main__":
