@@ -70,12 +70,12 @@ def simulate(
         loaded = _study(study, changes, data)
         folder = out or _new_folder(loaded.name, resume=resume)
         with _edge(hint=f"Go on with the same command and --out {folder} --resume."):
+            import simulations
             from simulations.progress import shown
+            from simulations.report import text
+            from simulations.statements import round_note
 
-            with shown(quiet=as_json):
-                import simulations
-                from simulations.report import text
-
+            with shown(quiet=as_json, note=round_note(loaded)):
                 result = simulations.run(
                     loaded, out=folder, engine=engine, baselines=baselines, resume=resume
                 )
@@ -184,6 +184,9 @@ def _edge(hint: str = "") -> Iterator[None]:
         raise typer.Exit(2) from None
     except RunFailed as error:
         typer.echo(f"Failed: {error}", err=True)
+        raise typer.Exit(1) from None
+    except OSError as error:  # a full disk, a folder that vanished: the machine's, not the study's
+        typer.echo(f"Failed: {error.strerror}: {error.filename}. {hint}".rstrip(), err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. {hint}".rstrip(), err=True)

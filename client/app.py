@@ -18,7 +18,7 @@ from client.predict import predict_cohort, score
 from client.training import train_round
 from common.compute import find_device, settle
 from common.config import SiteSettings, Study, parse
-from common.errors import BadInput, RefusalCode, SiteRefusal
+from common.errors import BadData, BadInput, RefusalCode, SiteRefusal
 from common.messages import (
     EVALUATE,
     TRAIN,
@@ -64,8 +64,11 @@ def _answer(message: Message, context: Context, kind: str) -> Message:
     except SiteRefusal as refusal:
         code = refusal.code
         _log(code, refusal)
-    except BadInput as error:
+    except BadData as error:
         code = RefusalCode.DATA_UNREADABLE
+        _log(code, error)
+    except BadInput as error:  # such as an unknown model, or a delta too large for this site
+        code = RefusalCode.BAD_INSTRUCTION
         _log(code, error)
     except Exception as error:  # the process's edge: no local text may reach the server
         code = RefusalCode.INTERNAL

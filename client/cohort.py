@@ -34,9 +34,13 @@ class Examples:
         return inputs.to(device), torch.from_numpy(self.labels[rows]).to(device)
 
     def by_patient(self) -> dict[str, NDArray[np.int64]]:
-        """Each patient's rows."""
-        keys = self.patients[self.rows]
-        return {str(key): self.rows[keys == key] for key in np.unique(keys)}
+        """Each patient's rows, in their order."""
+        if not len(self.rows):
+            return {}
+        keys, place = np.unique(self.patients[self.rows], return_inverse=True)
+        by_key = self.rows[np.argsort(place, kind="stable")]
+        parts = np.split(by_key, np.cumsum(np.bincount(place, minlength=len(keys)))[:-1])
+        return {str(key): part for key, part in zip(keys, parts, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def _open(settings_text: str, study_text: str, device: str) -> Cohort:
     settings = SiteSettings.model_validate_json(settings_text)
     study = Study.model_validate_json(study_text)
     if settings.data is None:
-        raise BadInput(f"site {settings.name}: `data` is missing; say where the images are.")
+        raise BadData(f"site {settings.name}: `data` is missing; say where the images are.")
     reader = build_reader(study.data)
     sources = [
         source
@@ -112,7 +116,9 @@ def _inputs(dataset: Dataset, study: Study, device: torch.device) -> NDArray[np.
         features: NDArray[np.float32] = encoder(torch.from_numpy(images).to(device)).cpu().numpy()
         return features
 
-    return derived(dataset, f"{study.model.name}-{device.type}", compute, width=head_width)
+    # Another torch or device may give other bits, so features are kept apart.
+    name = f"{study.model.name}-torch-{torch.__version__}-{device.type}"
+    return derived(dataset, name, compute, width=head_width)
 
 
 def _parts(dataset: Dataset, study: Study, site: str) -> NDArray[np.int64]:

@@ -185,7 +185,7 @@ class Federation(_Frozen):
     round_timeout_s: float = Field(
         3600.0, gt=0, le=604_800, description="Seconds until a round closes without the missing."
     )
-    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(
         {},
         description="Weight of a site in the average, agreed beforehand; 1 where none is given.",
     )

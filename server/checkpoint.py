@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,11 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, study_sha256: str) -> None:
     """Keep a round's weights; older checkpoints than the last two go."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"study_sha256": study_sha256, "round": str(checkpoint.round_number)}
+    metadata = {
+        "study_sha256": study_sha256,
+        "round": str(checkpoint.round_number),
+        "sha256": _hash(checkpoint.weights),
+    }
     content = save({"weights": checkpoint.weights}, metadata)
     write_atomically(folder / f"round-{checkpoint.round_number:06d}.safetensors", content)
     for old in _newest_first(folder)[KEPT:]:
@@ -47,7 +53,8 @@ def last_checkpoint(folder: Path, *, study_sha256: str) -> Checkpoint | None:
             continue  # damaged after it was written: the one before it is as good, a round back
         if metadata["study_sha256"] != study_sha256:
             raise RunFailed(f"{folder}: holds checkpoints of another study; name another --out.")
-        return Checkpoint(int(metadata["round"]), weights)
+        if metadata["sha256"] == _hash(weights):
+            return Checkpoint(int(metadata["round"]), weights)
     return None
 
 
@@ -56,6 +63,7 @@ def append_history(path: Path, line: dict[str, Any]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(line, sort_keys=True) + "\n")
         file.flush()
+        os.fsync(file.fileno())
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -81,6 +89,10 @@ def truncate_history(path: Path, *, after_round: int) -> None:
     if path.exists():
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept)
         write_atomically(path, text.encode())
+
+
+def _hash(weights: NDArray[np.float32]) -> str:
+    return hashlib.sha256(weights.tobytes()).hexdigest()
 
 
 def _newest_first(folder: Path) -> list[Path]:

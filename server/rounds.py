@@ -107,8 +107,8 @@ def _collect(
     ]
     outcome.bytes_down = payload_bytes(content) * len(messages)
     waiting = set(federation.sites.values())
-    for reply in _replies(grid, messages, study.federation.round_timeout_s):
-        site = federation.sites[reply.metadata.src_node_id]
+    for reply, node in _replies(grid, messages, study.federation.round_timeout_s):
+        site = federation.sites[node]
         waiting.discard(site)
         reason = _take(reply, site, federation.layout, spool, outcome)
         if reason:
@@ -117,15 +117,23 @@ def _collect(
     return outcome
 
 
-def _replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[Message]:
-    """Replies in the order in which they arrive, until all are in or the time is over."""
-    waiting = set(grid.push_messages(messages))
+def _replies(
+    grid: Grid, messages: list[Message], timeout_s: float
+) -> Iterator[tuple[Message, int]]:
+    """Replies with the nodes that were asked, as they arrive, until all are in or time is over."""
+    pushed = set(grid.push_messages(messages))  # which also gives each message its id
+    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    waiting = pushed & asked.keys()
     deadline = time.monotonic() + timeout_s
-    while waiting and time.monotonic() < deadline:
+    while waiting:
         arrived = list(grid.pull_messages(waiting))
+        if not arrived and time.monotonic() > deadline:
+            return  # what is in is taken, so an engine that works in turn never runs late
         for reply in arrived:
-            waiting.discard(reply.metadata.reply_to_message_id)
-            yield reply
+            # Not by its sender: Flower itself answers, as the server, for a site that is gone.
+            message_id = reply.metadata.reply_to_message_id
+            waiting.discard(message_id)
+            yield reply, asked[message_id]
         if not arrived:
             time.sleep(_POLL_S)
 

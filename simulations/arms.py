@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from client.cohort import Cohort, Examples
 from client.training import privacy_plan, train_plain, train_private
 from common.config import Study
+from common.errors import RunFailed
 from common.models import pack, study_model, trained_layout, trained_part, weights_sha256
 from common.privacy.randomness import RoundSecret
 
@@ -75,7 +76,11 @@ def train_arm(
             train_plain(
                 module, examples, study.training, batch_size=size, secret=secret, device=device
             )
-    return pack(model)
+    weights = pack(model)
+    if not np.isfinite(weights).all():
+        key = "privacy.learning_rate" if arm.private else "training.learning_rate"
+        raise RunFailed(f"{arm.name} diverged: its weights are not finite. Lower {key}.")
+    return weights
 
 
 def _pooled(parts: list[Examples]) -> Examples:

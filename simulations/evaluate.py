@@ -59,7 +59,7 @@ ALL_PATIENTS = (
 )
 TEST_COLUMN = "only the patients whose `split` is test are scored"
 NOT_RUN = ("training: the models are scored as they are",)
-INTERVALS = "In brackets: 95 % intervals, by resampling patients within site and class."
+INTERVALS = "In parentheses: 95 % intervals, by resampling patients within site and class."
 TEST_PATIENTS = "each patient is scored by a model that did not train on them"
 
 
@@ -100,7 +100,7 @@ class Scored:
 
 
 def evaluate_models(
-    paths: Sequence[Path], *, data: Path, by: Sequence[str] = (), seed: int = 1
+    paths: Sequence[Path], *, data: Path, by: Sequence[str] = ()
 ) -> tuple[Scored, ...]:
     """Score each model or run of `paths` on `data`.
 
@@ -108,16 +108,22 @@ def evaluate_models(
         paths: model files and run directories.
         data: a manifest.csv, a site.yaml, or a study.yaml whose `simulation` names the data.
         by: subgroup columns of the data.
-        seed: of the bootstrap.
 
     Raises:
         BadInput: with what is wrong and what to do.
     """
     settle()
-    return tuple(_score(path, data, by, seed) for path in paths)
+    scored = tuple(_score(path, data, by) for path in paths)
+    if len({one.predictions.classes for one in scored}) > 1:
+        raise BadInput(
+            "models of the same classes, in the same order, can be evaluated together; got "
+            f"{'; '.join(f'{one.name}: {one.predictions.classes}' for one in scored)}. "
+            "Evaluate them one by one."
+        )
+    return scored
 
 
-def _score(path: Path, data: Path, by: Sequence[str], seed: int) -> Scored:
+def _score(path: Path, data: Path, by: Sequence[str]) -> Scored:
     models = _models(path)
     card = read_card(models[0][1])
     study = _with_data(card.study, data)
@@ -134,10 +140,11 @@ def _score(path: Path, data: Path, by: Sequence[str], seed: int) -> Scored:
     predictions = concatenate(parts)
     if not len(predictions):
         raise BadInput(f"{data}: expected at least one patient to score; got none.")
+    seed = study.seed  # as the run itself does, so that its own numbers come out again
     evaluation = evaluate_by_site(predictions, seed=seed, resamples=RESAMPLES)
     for column in by:
         evaluation |= evaluate_by_group(predictions, column, seed=seed, resamples=RESAMPLES)
-    return Scored(path.name, card, predictions, evaluation, who, data_label(study))
+    return Scored(str(path), card, predictions, evaluation, who, data_label(sites))
 
 
 def _models(path: Path) -> tuple[tuple[int, Path], ...]:

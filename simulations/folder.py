@@ -36,8 +36,14 @@ def legs(study: Study, out: Path) -> tuple[Leg, ...]:
 def check_folder(out: Path, study: Study, *, resume: bool) -> None:
     """Raise BadInput unless a run of `study` may start in `out`, or go on there with `resume`."""
     there = out / "study.yaml"
-    if there.is_file():
-        begun = load_study(there)
+    try:
+        begun = load_study(there) if there.is_file() else None
+        free = not out.exists() or (out.is_dir() and all(map(_is_partial, out.iterdir())))
+    except OSError as error:
+        raise BadInput(
+            f"--out {out}: can't be read ({error.strerror}); name a folder of yours."
+        ) from None
+    if begun is not None:
         if _compared(begun) != _compared(study):
             raise BadInput(
                 f"--out {out}: holds a run of another study (its study.yaml differs); "
@@ -48,7 +54,7 @@ def check_folder(out: Path, study: Study, *, resume: bool) -> None:
                 f"--out {out}: holds a run of this study; go on with --resume or name another "
                 "--out."
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not free:
         raise BadInput(f"--out {out}: is no empty folder; name another --out.")
     elif resume:
         raise BadInput(f"--resume: {out} holds no run to go on with; leave --resume out.")
@@ -59,14 +65,16 @@ def open_folder(out: Path, study: Study, cohorts: dict[str, Cohort]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / "study.yaml").is_file():
-            _write_sites(out, cohorts)
             write_atomically(out / "study.yaml", to_yaml(study).encode())
+        for name, cohort in cohorts.items():
+            if not _fingerprint(out, name).is_file():
+                _write_site(out / "sites" / name, cohort)
     except OSError as error:
         raise BadInput(
             f"--out {out}: can't be written ({error.strerror}); name a folder that can be."
         ) from None
     for name, cohort in cohorts.items():
-        begun = json.loads((out / "sites" / name / "data.json").read_text())
+        begun = json.loads(_fingerprint(out, name).read_text())
         if begun["fingerprint"] != cohort.dataset.fingerprint:
             raise BadInput(
                 f"--resume: the data of site {name} have changed since the run in {out} began; "
@@ -88,21 +96,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _write_sites(out: Path, cohorts: dict[str, Cohort]) -> None:
-    for name, cohort in cohorts.items():
-        folder = out / "sites" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        data = cohort.dataset
-        parts = zip(data.patients.tolist(), cohort.tested_in.tolist(), strict=True)
-        write_json(folder / "split.json", dict(parts))
-        write_json(
-            folder / "data.json",
-            {
-                "fingerprint": data.fingerprint,
-                "patients": len(set(data.patients.tolist())),
-                "images": len(data.labels),
-            },
-        )
+def _write_site(folder: Path, cohort: Cohort) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    data = cohort.dataset
+    parts = zip(data.patients.tolist(), cohort.tested_in.tolist(), strict=True)
+    write_json(folder / "split.json", dict(parts))
+    write_json(
+        folder / "data.json",
+        {
+            "fingerprint": data.fingerprint,
+            "patients": len(set(data.patients.tolist())),
+            "images": len(data.labels),
+        },
+    )
+
+
+def _fingerprint(out: Path, site: str) -> Path:
+    """Where the hash of a site's data is kept; written last, and before anything is trained."""
+    return out / "sites" / site / "data.json"
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether a kill left this in the middle of its being written."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def _compared(study: Study) -> dict[str, Any]:

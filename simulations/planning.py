@@ -103,11 +103,9 @@ def plan_study(study: Study) -> StudyPlan:
             "privacy.enabled is false in this study, so there is nothing to plan; "
             "add --set privacy.enabled=true."
         )
-    return StudyPlan(
-        study,
-        data_label(study),
-        tuple(_site_plan(study, site) for site in simulated_sites(study).values()),
-    )
+    sites = simulated_sites(study)
+    parts = tuple(_site_plan(study, site) for site in sites.values())
+    return StudyPlan(study, data_label(sites), parts)
 
 
 def _site_plan(study: Study, site: SiteSettings) -> SitePlan:

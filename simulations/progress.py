@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
+
+Note: TypeAlias = Callable[[int], str]
 
 _LOGGER = logging.getLogger("fedward")
 
 
 @contextmanager
-def shown(*, quiet: bool) -> Iterator[None]:
+def shown(*, quiet: bool, note: Note = lambda _: "") -> Iterator[None]:
     """Show fedward's own log on standard error while the block runs.
 
     Args:
         quiet: show warnings only, since the output is for a program.
+        note: what to add to the line of a round, by its number.
     """
     handler = _bar() if sys.stderr.isatty() and not quiet else logging.StreamHandler()
+    handler.setFormatter(_Formatter(note))
     before = _LOGGER.level, _LOGGER.propagate
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
@@ -30,6 +35,18 @@ def shown(*, quiet: bool) -> Iterator[None]:
         _LOGGER.setLevel(before[0])
         _LOGGER.propagate = before[1]
         handler.close()
+
+
+class _Formatter(logging.Formatter):
+    """A record's message, with the note where it counts a round."""
+
+    def __init__(self, note: Note) -> None:
+        super().__init__()
+        self._note = note
+
+    def format(self, record: logging.LogRecord) -> str:
+        number = getattr(record, "round_number", None)
+        return record.getMessage() + ("" if number is None else self._note(number))
 
 
 def _bar() -> logging.Handler:
@@ -60,7 +77,7 @@ class _BarHandler(logging.Handler):
         progress.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._progress.console.print(record.getMessage(), markup=False, highlight=False)
+        self._progress.console.print(self.format(record), markup=False, highlight=False)
         rounds = getattr(record, "rounds", None)
         if rounds is not None:
             self._progress.update(

@@ -34,7 +34,7 @@ def text(result: RunResult) -> str:
         f"Macro AUROC on the test patients of each site ({result.data_label} data)",
         "",
         print_table(models_table(result.evaluation, data_names(result.evaluation))),
-        "In brackets: 95 % intervals, by resampling patients within site and class.",
+        "In parentheses: 95 % intervals, by resampling patients within site and class.",
     ]
     if result.comparisons:
         named = [(f"{c.first} - {c.second}", c.difference) for c in result.comparisons]

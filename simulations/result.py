@@ -176,8 +176,10 @@ def _site(
     joined = [
         sum(cohort.site.name in line.get("joined", ()) for line in lines) for lines in histories
     ]
-    # Of the fold in which the site's patients trained most: the folds are models of their own.
-    epsilon = epsilon_of(study, cohort.site, rounds=max(joined))
+    # Of the fold with the most rounds: the folds are models of their own. Every round in which the
+    # site was asked counts, since the server may have seen a reply that it then left out.
+    asked = max(sum(not line.get("closing") for line in lines) for lines in histories)
+    epsilon = epsilon_of(study, cohort.site, rounds=asked)
     together = all_folds_epsilon(study, cohort.site)
     return {
         "epsilon": epsilon.value if epsilon else None,

@@ -65,9 +65,12 @@ def run(
     study_model(study)  # an unknown model is refused before the data are read
     sites = simulated_sites(study)
     cohorts = open_cohorts(study, sites)
-    _check(study, cohorts)
-    open_folder(out, study, cohorts)
     compared = arms(study, tuple(cohorts)) if baselines else ()
+    _check(study, cohorts, compared)
+    open_folder(out, study, cohorts)
+    if study.privacy.enabled:
+        sentence = model_statement(study, sites)["sentence"]
+        logger.info("privacy after all rounds, in simulation: %s", sentence)
     device = find_device(study.simulation.site_defaults.device)
     for leg in legs(study, out):
         _train_leg(study, leg, sites, cohorts, compared, engine=engine, device=device)
@@ -80,7 +83,7 @@ def run(
         histories=[read_history(leg.out / "history.jsonl") for leg in legs(study, out)],
         cards=[read_card(leg.model) for leg in legs(study, out)],
         cohorts=cohorts,
-        data_label=data_label(study),
+        data_label=data_label(sites),
         engine=engine,
         device=device,
         seconds=time.monotonic() - started,
@@ -100,7 +103,7 @@ def open_cohorts(study: Study, sites: Mapping[str, SiteSettings]) -> dict[str, C
     return cohorts
 
 
-def _check(study: Study, cohorts: Mapping[str, Cohort]) -> None:
+def _check(study: Study, cohorts: Mapping[str, Cohort], compared: tuple[Arm, ...]) -> None:
     """Refuse what would only be found in the middle of a run."""
     for name, cohort in cohorts.items():
         for leg in legs(study, Path()):
@@ -112,6 +115,8 @@ def _check(study: Study, cohorts: Mapping[str, Cohort]) -> None:
                 )
         if study.privacy.enabled:
             privacy_plan(study, declared_patients=cohort.site.declared_patients or 0)
+    for arm in compared:
+        arm_statement(study, arm, {name: cohort.site for name, cohort in cohorts.items()})
 
 
 def _train_leg(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from common.config import IldData, ManifestData, PhantomConfig, SiteSettings, Study
+from common.config import SITE_NAME, SITE_NAME_RULE, IldData, ManifestData, SiteSettings, Study
+from common.data.ild import TREE
 from common.data.readers import build_reader
 from common.data.source import Source
 from common.errors import BadData, BadInput
@@ -37,10 +40,17 @@ def simulated_sites(study: Study) -> dict[str, SiteSettings]:
     return {name: _settings(study, name, *found) for name, found in sorted(patients.items())}
 
 
-def data_label(study: Study) -> DataLabel:
-    """What the data are, to be said beside every number: real, phantom or scaled phantom."""
-    phantom = study.simulation.phantom
-    return "real" if phantom is None else _ild_phantom(phantom).label
+def data_label(sites: Mapping[str, SiteSettings]) -> DataLabel:
+    """What the data are, to be said beside every number; phantoms say so in their folder."""
+    notes = [
+        (folder / "phantom.json").read_text()
+        for data in {site.data for site in sites.values() if site.data is not None}
+        for folder in (data, *data.parents)[:3]
+        if (folder / "phantom.json").is_file()
+    ]
+    if any("scaled phantom" in note for note in notes):
+        return "scaled phantom"
+    return "phantom" if notes else "real"
 
 
 def _settings(study: Study, name: str, data: Path, patients: set[str]) -> SiteSettings:
@@ -93,21 +103,17 @@ def _root(study: Study) -> Path:
         )
     if not isinstance(study.data, IldData):
         raise BadInput("simulation.phantom writes ILD trees; set `data.kind: ild` to read them.")
-    parameters = _ild_phantom(phantom)
-    folder = cache_folder() / f"phantom-{parameters.sha256}"
-    if not folder.is_dir():
-        write_ild_phantom(folder, parameters)
-    return folder
-
-
-def _ild_phantom(phantom: PhantomConfig) -> IldPhantom:
-    return IldPhantom(
+    parameters = IldPhantom(
         patients=phantom.patients,
         hospitals=phantom.hospitals,
         seed=phantom.seed,
         shift=phantom.shift,
         equal_sizes=phantom.equal_sizes,
     )
+    folder = cache_folder() / f"phantom-{parameters.sha256}"
+    if not folder.is_dir():
+        write_ild_phantom(folder, parameters)
+    return folder
 
 
 def _by_site(sources: tuple[Source, ...]) -> dict[str, list[Source]]:
@@ -119,13 +125,16 @@ def _by_site(sources: tuple[Source, ...]) -> dict[str, list[Source]]:
 
 def _ild_trees(root: Path) -> list[Path]:
     """One tree a hospital below `root`, or `root` itself as the only one."""
-    marker = "ILD_DB_txtROIs"
-    if (root / marker).is_dir():
-        return [root]
-    trees = sorted(folder.parent for folder in root.glob(f"*/{marker}") if folder.is_dir())
+    trees = [root] if (root / TREE).is_dir() else sorted(p.parent for p in root.glob(f"*/{TREE}"))
     if not trees:
         raise BadData(
-            f"{root}: expected a folder {marker} in it, or one folder a hospital that holds "
-            f"{marker}; got neither. Name the folder above them."
+            f"{root}: expected a folder {TREE} in it, or one folder a hospital that holds "
+            f"{TREE}; got neither. Name the folder above them."
+        )
+    odd = [tree.name for tree in trees if not re.fullmatch(SITE_NAME, tree.name)]
+    if odd:
+        raise BadData(
+            f"{root}: a hospital's folder is its site's name, {SITE_NAME_RULE}; "
+            f"got {', '.join(map(repr, odd))}. Rename the folder."
         )
     return trees

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from client.training import privacy_plan
@@ -29,6 +30,19 @@ def epsilon_of(study: Study, site: SiteSettings, *, rounds: int) -> Epsilon | No
         return None
     plan = privacy_plan(study, declared_patients=site.declared_patients or 0)
     return plan.epsilon_after(rounds, randomness=Randomness.SEEDED)
+
+
+def round_note(study: Study) -> Callable[[int], str]:
+    """What the line of a round adds under privacy: epsilon so far (its conditions come first)."""
+    if not study.privacy.enabled:
+        return lambda _: ""
+    plan = privacy_plan(study, declared_patients=1)  # epsilon doesn't depend on the number
+
+    def note(round_number: int) -> str:
+        epsilon = plan.epsilon_after(round_number, randomness=Randomness.SEEDED)
+        return f", epsilon so far {epsilon.value:.2f}"
+
+    return functools.lru_cache(note)
 
 
 def all_folds_epsilon(study: Study, site: SiteSettings) -> Epsilon | None:

@@ -76,7 +76,9 @@ def series_key(series_instance_uid: str) -> str:
     >>> series_key("1.2.3") == series_key(" 1.2.3 ")
     True
     """
-    return hashlib.sha256(series_instance_uid.strip(" \0").encode()).hexdigest()[:16]
+    return hashlib.sha256(series_instance_uid.strip(" \0").encode(errors="replace")).hexdigest()[
+        :16
+    ]
 
 
 def read_ct_slice(path: Path) -> Slice:

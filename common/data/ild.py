@@ -223,9 +223,12 @@ def _by_number(slices: Mapping[Path, SlicePosition]) -> dict[int | None, Path] |
 
 def _read_text(path: Path) -> _Text:
     """A series' polygons from its `key: value` lines; raises BadData naming file and line."""
+    try:
+        lines = enumerate(path.read_text("latin-1").splitlines(), start=1)
+    except OSError as fault:
+        raise BadData(f"{path.name}: can't be opened ({fault.strerror}).") from None
     values: dict[str, str] = {}
     contours = []
-    lines = enumerate(path.read_text("latin-1").splitlines(), start=1)
     for number, line in lines:
         key, _, value = (part.strip() for part in line.partition(":"))
         values[key.lower()] = value
@@ -234,10 +237,12 @@ def _read_text(path: Path) -> _Text:
         try:
             spacing_mm = np.array([values["spacingx"], values["spacingy"]], float)
             points_mm = [next(lines)[1].split() for _ in range(int(value))]
-            contour_mm = np.array(points_mm, float).reshape(-1, 2)
-            if not (len(contour_mm) and np.isfinite(contour_mm).all() and (spacing_mm > 0).all()):
+            contour_mm = np.array(points_mm, float)  # (points, 2)
+            if not (np.isfinite(contour_mm).all() and (spacing_mm > 0).all()):
                 raise ValueError
             points_px = tuple((x, y) for x, y in (contour_mm / spacing_mm).tolist())
+            if not points_px:
+                raise ValueError
             contours.append(_Contour(values["label"], int(values["slice_number"]), points_px))
         except (KeyError, StopIteration, ValueError):
             raise BadData(

@@ -57,6 +57,5 @@ def _run(name: str, study: Study) -> dict[str, object]:
         "comparisons": content["comparisons"],
         "seconds": content["seconds"],
         "weights_sha256": content["weights_sha256"],
-        "sites": {site: found["statement"] for site, found in content["sites"].items()},
-        "all_folds": {site: found["all_folds_statement"] for site, found in content["sites"].items()},
+        "privacy": {site: found["statement"] for site, found in content["sites"].items()},
     }

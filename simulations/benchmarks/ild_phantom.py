@@ -33,7 +33,7 @@ STUDY = Path(__file__).parents[1] / "studies" / "ild.yaml"
 
 
 def measure() -> dict[str, object]:
-    """Macro AUROC, means over the seeds with 95 % t intervals; one bootstrap for the permutation."""
+    """Macro AUROC: means over the seeds with 95 % t intervals, by patients for the permutation."""
     settle()
     shifted = [_aurocs(seed) for seed in SEEDS]
     equal = [_aurocs(seed, "simulation.phantom.shift=0", _EQUAL) for seed in SEEDS]
@@ -65,8 +65,8 @@ def _aurocs(seed: int, *changes: str) -> dict[str, float]:
     """Each model's macro AUROC on all hospitals' test patients, from a whole simulated run."""
     with tempfile.TemporaryDirectory() as folder:
         result = simulations.run(_study(seed, *changes), out=Path(folder) / "run")
-    found = {name: by_data["all"]["macro_auroc"].value for name, by_data in result.evaluation.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {name: by_data["all"]["macro_auroc"] for name, by_data in result.evaluation.items()}
+    return {name: auroc.value for name, auroc in found.items() if auroc.value is not None}
 
 
 def _permuted(study: Study) -> Predictions:

@@ -11,6 +11,7 @@ from common.errors import BadInput
 
 def test_settled_torch_is_repeatable() -> None:
     """One thread, deterministic algorithms."""
+    torch.set_num_threads(2)
     settle()
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()

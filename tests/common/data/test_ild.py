@@ -156,6 +156,7 @@ def test_polygons_with_a_common_edge_share_no_pixel() -> None:
     left = pixels_inside(((0, 0), (2.5, 0), (2.5, 4), (0, 4)), (4, 6))
     right = pixels_inside(((2.5, 0), (6, 0), (6, 4), (2.5, 4)), (4, 6))
     assert (left ^ right).all()
+    assert right[:, 2].all()
 
 
 @settings(
@@ -366,6 +367,7 @@ def test_a_key_keeps_its_value_until_set_again(tree: Path) -> None:
         ("slice_number: 2", "slice_number: two"),
         ("8.0 25.6", "8.0"),
         ("8.0 25.6", "8.0 inf"),
+        ("8.0 25.6\n24.0 25.6\n24.0 51.2\n8.0 51.2", "8 25 1\n24 25 1\n24 51 1\n8 51 1"),
     ],
 )
 def test_a_broken_contour_is_refused_with_its_line(tree: Path, said: str, instead: str) -> None:
@@ -374,6 +376,13 @@ def test_a_broken_contour_is_refused_with_its_line(tree: Path, said: str, instea
     assert said in text.read_text()
     text.write_text(text.read_text().replace(said, instead, 1))
     with pytest.raises(BadData, match=r"^CT-INSPIRIUM-7605\.txt, line 9: "):
+        IldReader().find(tree, CLASSES)
+
+
+def test_a_text_that_cannot_be_opened_is_refused(tree: Path) -> None:
+    """A folder where a text should be is named, not a crash."""
+    (tree / "8" / "folder.txt").mkdir()
+    with pytest.raises(BadData, match=r"^folder\.txt: can't be opened"):
         IldReader().find(tree, CLASSES)
 
 

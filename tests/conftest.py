@@ -1,0 +1,114 @@
+"""Shared by all tests: a cache of their own, a tiny data set on disk, and where real data are."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+ROOT = Path(__file__).parents[1]
+SITES = {"east": 8, "north": 8, "west": 8}  # patients
+STUDY = """\
+name: tiny
+classes: [dark, bright]
+data: {kind: manifest, image_size_px: 16}
+training: {rounds: 2, batch_size: 8, learning_rate: 0.05}
+privacy: {sampling_rate: 0.5, steps_per_round: 2, images_per_patient: 4}
+simulation: {data: manifest.csv}
+"""
+
+WriteTiny = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from or written to the user's cache, in subprocesses neither."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDWARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _log_reaches_caplog() -> Iterator[None]:
+    """A run that was interrupted must not leave its log handlers to the next test."""
+    logger = logging.getLogger("fedward")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
+    logger.handlers[:] = before[2]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data (FEDWARD_SHARED_DATA, or ../shared/data beside the repository)."""
+    folder = Path(os.environ.get("FEDWARD_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set FEDWARD_SHARED_DATA to where they are")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_tiny() -> WriteTiny:
+    """Writes a tiny study with its data into a new folder; returns the folder.
+
+    Each site (by name, with its number of patients) has patients of alternating classes, with two
+    images each; a bright image is brighter than any dark one.
+    """
+
+    def write(folder: Path, sites: Mapping[str, int] = SITES, *, images: int = 2) -> Path:
+        (folder / "images").mkdir(parents=True)
+        lines = []
+        for place, (site, patients) in enumerate(sites.items()):
+            for number in range(patients):
+                bright = number % 2
+                for index in range(images):
+                    path = f"images/{site}-{number}-{index}.png"
+                    Pillow.fromarray(_picture([place, number, index], bright)).save(folder / path)
+                    label, sex = ("dark", "bright")[bright], "FM"[number // 2 % 2]
+                    lines.append([path, f"{site}-{number}", site, label, sex])
+        with (folder / "manifest.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["path", "patient", "site", "label", "sex"], *lines])
+        (folder / "study.yaml").write_text(STUDY)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, write_tiny: WriteTiny) -> Path:
+    """A folder with study.yaml, manifest.csv and images of three sites."""
+    return write_tiny(tmp_path / "tiny")
+
+
+def _picture(key: list[int], bright: int) -> NDArray[np.uint8]:
+    """(32, 32) noise around the class's grey."""
+    noise = np.random.default_rng(key).integers(-40, 40, size=(32, 32))
+    return (80 + 100 * bright + noise).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, write_tiny: WriteTiny) -> Path:
+    """A folder with a tiny data set and its finished run, in `run`; only to be read."""
+    import simulations
+    from common.config import load_study
+
+    folder = write_tiny(tmp_path_factory.mktemp("finished") / "tiny")
+    # Another seed than the default one, which a forgotten argument would give.
+    simulations.run(load_study(folder / "study.yaml", ["seed=3"]), out=folder / "run")
+    return folder
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the page, which takes longer to draw than a tiny study to train."""
+    from simulations import runner
+
+    monkeypatch.setattr(runner, "write_report", lambda path, _content: path.touch())

@@ -1,0 +1,327 @@
+"""The rounds of a study on a Grid whose sites misbehave in every way that the server must stand."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.supercore.task_identity import TaskIdentity
+
+from common.config import Study, parse
+from common.errors import REFUSAL_SENTENCES, RefusalCode, RunFailed
+from common.messages import Reply, decode_instruction, encode_refusal, encode_reply
+from common.models import Layout
+from server import rounds
+from server.checkpoint import Checkpoint, last_checkpoint, read_history
+from server.rounds import Federation, run_rounds
+
+SIZE = 3
+NODES = {11: "east", 12: "north", 13: "west"}
+PATIENT = "Mustermann^Erika"
+
+Site = Callable[[Message], Message | None]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_flower_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages can only be made by somebody."""
+    for name in ("_run_id", "_task_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class FakeGrid:
+    """Sites that answer at once, in any order, as Flower's Grid hands their answers on."""
+
+    def __init__(self, sites: dict[int, Site]) -> None:
+        self.sites = sites
+        self.sent: list[Message] = []
+        self._replies: dict[str, Message] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Give each message its id and let its site answer."""
+        ids = []
+        for message in messages:
+            self.sent.append(message)
+            message.metadata.__dict__["_message_id"] = str(len(self.sent))
+            ids.append(message.metadata.message_id)
+            reply = self.sites[message.metadata.dst_node_id](message)
+            if reply is not None:
+                self._replies[message.metadata.message_id] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The replies to these messages that are there, the youngest message's first."""
+        for message_id in sorted(message_ids, key=int, reverse=True):
+            if message_id in self._replies:
+                yield self._replies.pop(message_id)
+
+
+def honest(message: Message) -> Message:
+    """Half of the incoming weights, plus the site's own number."""
+    return answer(message, decode_instruction(message.content).weights / 2)
+
+
+def answer(message: Message, change: object) -> Message:
+    """A reply with these weights, and the loss of a well-behaved site."""
+    node = message.metadata.dst_node_id
+    weights = np.asarray(change, dtype=np.float32) + np.float32(node)
+    return Message(encode_reply(Reply(weights, {"loss": 0.5})), reply_to=message)
+
+
+def fails(message: Message) -> Message:
+    """What Flower sends for a ClientApp that raised: its text holds whatever it likes."""
+    return Message(Error(4, f"KeyError: {PATIENT}"), reply_to=message)
+
+
+def fails_with_our_number(message: Message) -> Message:
+    """A refusal code with a text that no fedward site writes."""
+    code = encode_refusal(RefusalCode.DIVERGED).code
+    return Message(Error(code, PATIENT), reply_to=message)
+
+
+def gone(message: Message) -> Message:
+    """What Flower's server itself answers for a site that is offline."""
+    reply = Message(Error(3, "node unavailable"), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 1
+    return reply
+
+
+def silent(_message: Message) -> None:
+    """A site that never answers."""
+
+
+def refuses(message: Message) -> Message:
+    """A fedward site that has nobody to train on."""
+    return Message(encode_refusal(RefusalCode.NO_TRAINING_PATIENTS), reply_to=message)
+
+
+def not_a_number(message: Message) -> Message:
+    """One value of many isn't finite."""
+    return answer(message, [0, np.nan, 0])
+
+
+def too_long(message: Message) -> Message:
+    """Weights of another model."""
+    return answer(message, np.zeros(SIZE + 1))
+
+
+def column(message: Message) -> Message:
+    """The right number of values in another shape."""
+    reply = honest(message)
+    array = Array(np.zeros((SIZE, 1), dtype=np.float32))
+    reply.content["weights"] = ArrayRecord({"packed": array})
+    return reply
+
+
+def doubles(message: Message) -> Message:
+    """The right shape in another dtype."""
+    reply = honest(message)
+    reply.content["weights"] = ArrayRecord({"packed": Array(np.zeros(SIZE))})
+    return reply
+
+
+def talkative(message: Message) -> Message:
+    """A record that nobody asked for."""
+    reply = honest(message)
+    reply.content["notes"] = ConfigRecord({"patient": PATIENT})
+    return reply
+
+
+def names_in_metrics(message: Message) -> Message:
+    """A metric that is no metric."""
+    reply = honest(message)
+    reply.content["metrics"] = MetricRecord({PATIENT: 1.0})
+    return reply
+
+
+def no_weights(message: Message) -> Message:
+    """Metrics alone."""
+    return Message(encode_reply(Reply(None, {"loss": 0.5})), reply_to=message)
+
+
+def study(rounds: int = 2, **federation: object) -> Study:
+    """A study of so many rounds."""
+    content = {
+        "classes": ["dark", "bright"],
+        "data": {"kind": "manifest"},
+        "training": {"rounds": rounds},
+        "federation": federation,
+    }
+    return parse(Study, content, where="test")
+
+
+def run(out: Path, sites: dict[int, Site], wanted: Study | None = None) -> Checkpoint:
+    """All rounds, from zeros."""
+    names = {node: NODES[node] for node in sites}
+    layout = Layout(("w",), ((SIZE,),))
+    federation = Federation(wanted or study(), 0, names, layout, out)
+    return run_rounds(FakeGrid(sites), federation, np.zeros(SIZE, dtype=np.float32))  # type: ignore[arg-type]
+
+
+BAD = {
+    "a value that is not finite": (not_a_number, "not finite"),
+    "too many values": (too_long, "4 values; the model has 3"),
+    "another shape": (column, "one flat float32 array"),
+    "another dtype": (doubles, "one flat float32 array"),
+    "an extra record": (talkative, "nothing else"),
+    "an unknown metric": (names_in_metrics, "must be among"),
+    "no weights": (no_weights, "no weights"),
+    "an exception": (fails, "the site's process failed"),
+    "a code with foreign text": (fails_with_our_number, "diverged"),
+    "a site that is offline": (gone, "the site's process failed"),
+    "a refusal": (refuses, "no-training-patients"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_reply_is_left_out_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: str
+) -> None:
+    """The result is that of the sites that took part, and the history says who didn't and why.
+
+    What a site's error or record says besides reaches neither the history nor the server's log.
+    """
+    misbehaves, reason = BAD[bad]
+    with caplog.at_level(logging.DEBUG):
+        found = run(tmp_path / "a", {11: honest, 12: misbehaves, 13: honest})
+    others = run(tmp_path / "b", {11: honest, 13: honest})
+    assert found.weights.tobytes() == others.weights.tobytes()
+    training = read_history(tmp_path / "a" / "history.jsonl")[:2]
+    for line in training:
+        assert line["joined"] == ["east", "west"]
+        assert list(line["left_out"]) == ["north"]
+        assert reason in line["left_out"]["north"]
+    assert PATIENT not in (tmp_path / "a" / "history.jsonl").read_text() + caplog.text
+    assert "without north" in caplog.text
+
+
+def test_every_refusal_is_told_in_our_own_words(tmp_path: Path) -> None:
+    """Each code of the closed list arrives as the code and its fixed sentence."""
+    for code in RefusalCode:
+
+        def refuse(message: Message, code: RefusalCode = code) -> Message:
+            return Message(encode_refusal(code), reply_to=message)
+
+        out = tmp_path / code.value
+        run(out, {11: honest, 12: refuse})
+        left_out = read_history(out / "history.jsonl")[0]["left_out"]
+        assert left_out == {"north": f"{code.value}: {REFUSAL_SENTENCES[code]}"}
+
+
+def test_a_site_that_never_answers_does_not_hold_the_others(tmp_path: Path) -> None:
+    """A round closes at its deadline without the missing."""
+    found = run(tmp_path / "a", {11: honest, 12: silent, 13: honest}, study(round_timeout_s=0.1))
+    others = run(tmp_path / "b", {11: honest, 13: honest})
+    assert found.weights.tobytes() == others.weights.tobytes()
+    line = read_history(tmp_path / "a" / "history.jsonl")[0]
+    assert line["left_out"] == {"north": "no reply before the round's deadline"}
+
+
+def test_too_few_replies_stop_the_study(tmp_path: Path) -> None:
+    """Fewer accepted replies than the minimum: it says who and why, and writes no round."""
+    sites: dict[int, Site] = {11: honest, 12: refuses, 13: not_a_number}
+    with pytest.raises(RunFailed) as failure:
+        run(tmp_path, sites, study(min_sites=2))
+    text = str(failure.value)
+    for expected in (
+        "round 1",
+        "1 accepted",
+        "needs 2",
+        "north: no-training-patients",
+        "west: bad",
+    ):
+        assert expected in text
+    assert last_checkpoint(tmp_path / "checkpoints", study_sha256=study(min_sites=2).sha256) is None
+
+
+def test_nobody_at_all_stops_the_study(tmp_path: Path) -> None:
+    """A round without a single accepted reply fails even where one would do."""
+    with pytest.raises(RunFailed, match="0 accepted"):
+        run(tmp_path, {11: refuses, 12: fails})
+
+
+def test_average_uses_the_agreed_weights(tmp_path: Path) -> None:
+    """The study's weights decide how much each site counts; the sites have no say in it."""
+    found = run(tmp_path, {11: honest, 12: honest}, study(1, weights={"north": 3.0}))
+    assert found.weights.tolist() == [pytest.approx((11 + 3 * 12) / 4)] * SIZE
+
+
+def test_history_has_one_line_a_round_and_a_closing_one(tmp_path: Path) -> None:
+    """Rounds are counted from 1, the closing line scores the last weights, bytes are counted."""
+    final = run(tmp_path, {11: honest, 12: honest}, study(3))
+    lines = read_history(tmp_path / "history.jsonl")
+    assert [line["round"] for line in lines] == [1, 2, 3, 3]
+    assert [line.get("closing", False) for line in lines] == [False, False, False, True]
+    assert final.round_number == 3
+    for line in lines:
+        assert line["metrics"] == {"east": {"loss": 0.5}, "north": {"loss": 0.5}}
+        assert line["bytes_down"] > 2 * 4 * SIZE
+        assert line["bytes_up"] >= 2 * 4 * SIZE
+
+
+class Killed(BaseException):
+    """The process ends in the middle of something."""
+
+
+def killed_in_round(number: int) -> Site:
+    """A grid that dies when it instructs its site in this round."""
+
+    def site(message: Message) -> Message:
+        if decode_instruction(message.content).round_number == number:
+            raise Killed
+        return honest(message)
+
+    return site
+
+
+def facts(folder: Path) -> list[dict[str, object]]:
+    """The history without its times."""
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_a_killed_study_goes_on_to_the_same_weights(tmp_path: Path, number: int) -> None:
+    """Killed in any round, or in the closing evaluation (5), it resumes to the same bits."""
+    wanted = study(4)
+    with pytest.raises(Killed):
+        run(tmp_path / "a", {11: honest, 12: killed_in_round(number)}, wanted)
+    assert len(read_history(tmp_path / "a" / "history.jsonl")) == number - 1
+    resumed = run(tmp_path / "a", {11: honest, 12: honest}, wanted)
+    undisturbed = run(tmp_path / "b", {11: honest, 12: honest}, wanted)
+    assert resumed.weights.tobytes() == undisturbed.weights.tobytes()
+    assert facts(tmp_path / "a") == facts(tmp_path / "b")
+
+
+def test_a_round_is_not_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the history's line and its checkpoint, the round is run and told once."""
+    write = rounds.write_checkpoint
+
+    def dies(folder: Path, checkpoint: Checkpoint, *, study_sha256: str) -> None:
+        if checkpoint.round_number == 2:
+            raise Killed
+        write(folder, checkpoint, study_sha256=study_sha256)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "write_checkpoint", dies)
+        with pytest.raises(Killed):
+            run(tmp_path / "a", {11: honest, 12: honest}, study(3))
+    assert len(facts(tmp_path / "a")) == 2
+    resumed = run(tmp_path / "a", {11: honest, 12: honest}, study(3))
+    undisturbed = run(tmp_path / "b", {11: honest, 12: honest}, study(3))
+    assert resumed.weights.tobytes() == undisturbed.weights.tobytes()
+    assert facts(tmp_path / "a") == facts(tmp_path / "b")
+
+
+def test_a_finished_study_only_repeats_its_closing_evaluation(tmp_path: Path) -> None:
+    """Resuming what is done trains nobody and changes neither weights nor history."""
+    first = run(tmp_path, {11: honest, 12: honest})
+    before = facts(tmp_path)
+    again = run(tmp_path, {11: killed_in_round(1), 12: killed_in_round(2)})
+    assert again.weights.tobytes() == first.weights.tobytes()
+    assert facts(tmp_path) == before

@@ -1,0 +1,207 @@
+"""Scoring what came out: the run's own numbers again, other data, and what may not be mixed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import simulations
+from client.cohort import open_cohort
+from common.compute import find_device
+from common.config import load_study
+from common.errors import BadData, BadInput
+from common.models import pack, save, study_model
+from simulations.evaluate import ALL_PATIENTS, TEST_COLUMN, TEST_PATIENTS, evaluate_models, write
+from simulations.sites import simulated_sites
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[..., Path]) -> Path:
+    """A folder with a finished run over folds, in `run`; wrong labels forbid a perfect score."""
+    clear = write_tiny(tmp_path_factory.mktemp("folds") / "clear")
+    folder = clear.with_name("tiny")
+    with_column(clear, folder, "batch", lambda line: str(line % 16 // 2))
+    text = (folder / "manifest.csv").read_text().replace(",bright,M,3", ",dark,M,3")
+    (folder / "manifest.csv").write_text(text.replace(",dark,F,0", ",bright,F,0"))
+    shutil.copy(clear / "study.yaml", folder)
+    study = load_study(folder / "study.yaml", ["data.folds=2", "training.rounds=1", "seed=5"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulations.runner.write_report", lambda path, _content: path.touch())
+        simulations.run(study, out=folder / "run", baselines=False)
+    return folder
+
+
+@pytest.fixture(params=["finished", "folds"])
+def done(request: pytest.FixtureRequest) -> Path:
+    """A finished run, with and without folds."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+def own_numbers(folder: Path) -> dict[str, object]:
+    """The federated evaluation that the run itself wrote."""
+    numbers: dict[str, object] = json.loads((folder / "run" / "result.json").read_text())
+    return numbers["evaluation"]["federated"]  # type: ignore[index,no-any-return]
+
+
+def with_column(folder: Path, target: Path, name: str, values: Callable[[int], str]) -> Path:
+    """A copy of the data whose manifest has one more column, by the line's number."""
+    shutil.copytree(folder / "images", target / "images")
+    with (folder / "manifest.csv").open(newline="") as file:
+        header, *lines = csv.reader(file)
+    with (target / "manifest.csv").open("w", newline="") as file:
+        lines = [[*line, values(number)] for number, line in enumerate(lines)]
+        csv.writer(file).writerows([[*header, name], *lines])
+    return target / "manifest.csv"
+
+
+@pytest.mark.parametrize("data", ["manifest.csv", "study.yaml", "run/study.yaml"])
+def test_a_runs_own_numbers_come_out_again(done: Path, data: str) -> None:
+    """Evaluating a run directory on its data gives its federated numbers, intervals included."""
+    (scored,) = evaluate_models([done / "run"], data=done / data)
+    assert scored.as_json()["evaluation"] == own_numbers(done)
+    assert scored.who == TEST_PATIENTS
+
+
+def test_intervals_are_among_those_numbers(folds: Path) -> None:
+    """The run over folds has enough patients for intervals: they were compared, too."""
+    assert own_numbers(folds)["all"]["macro_auroc"]["low"] is not None  # type: ignore[index]
+
+
+def test_a_single_model_scores_everybody_and_says_so(finished: Path) -> None:
+    """A model file can't tell whom it was trained on: all are scored, and the report says it."""
+    (scored,) = evaluate_models(
+        [finished / "run" / "model.safetensors"], data=finished / "manifest.csv"
+    )
+    assert (scored.patients, len(scored.predictions)) == (24, 48)
+    assert scored.who == ALL_PATIENTS
+    assert scored.data_label == "real"
+
+
+def test_a_site_file_scores_that_site(finished: Path, tmp_path: Path) -> None:
+    """With a site.yaml only that hospital's patients are scored, without those who object."""
+    (tmp_path / "site.yaml").write_text(
+        f"name: north\ndata: {finished / 'manifest.csv'}\nexclude: [north-0]\n"
+    )
+    (scored,) = evaluate_models(
+        [finished / "run" / "model.safetensors"], data=tmp_path / "site.yaml"
+    )
+    assert scored.patients == 7
+    assert set(scored.predictions.sites) == {"north"}
+
+
+def test_subgroups_are_scored_apart(finished: Path) -> None:
+    """--by adds a row for each value of the column, which together are everybody."""
+    (scored,) = evaluate_models([finished / "run"], data=finished / "manifest.csv", by=["sex"])
+    assert {"sex:F", "sex:M"} <= set(scored.evaluation)
+    with pytest.raises(BadInput, match="known: sex"):
+        evaluate_models([finished / "run"], data=finished / "manifest.csv", by=["age"])
+
+
+def test_a_split_column_says_who_is_scored(finished: Path, tmp_path: Path) -> None:
+    """Of data with a `split` column a single model scores the test side only."""
+    data = with_column(
+        finished, tmp_path, "split", lambda line: "train" if line % 8 < 6 else "test"
+    )
+    (scored,) = evaluate_models([finished / "run" / "model.safetensors"], data=data)
+    assert scored.patients == 6
+    assert scored.who == TEST_COLUMN
+
+
+def test_new_patients_are_scored_by_a_run_of_one_split(
+    finished: Path, tmp_path: Path, write_tiny: Callable[..., Path]
+) -> None:
+    """Patients who weren't part of the run are nobody's training patients."""
+    more = write_tiny(tmp_path / "more", {"north": 10, "south": 3})
+    (scored,) = evaluate_models([finished / "run"], data=more / "manifest.csv")
+    split = json.loads((finished / "run" / "sites" / "north" / "split.json").read_text())
+    assert scored.patients == sum(part == 0 for part in split.values()) + 2 + 3
+
+
+def test_new_patients_belong_to_no_fold(
+    folds: Path, tmp_path: Path, write_tiny: Callable[..., Path]
+) -> None:
+    """Of several fold models none is theirs; the sentence says how to score them."""
+    more = write_tiny(tmp_path / "more", {"north": 10})
+    with pytest.raises(BadInput, match=r"2 patients of site north.*name one model file"):
+        evaluate_models([folds / "run"], data=more / "manifest.csv")
+    (scored,) = evaluate_models(
+        [folds / "run" / "folds" / "1" / "model.safetensors"], data=more / "manifest.csv"
+    )
+    assert scored.patients == 10
+
+
+def test_a_model_of_other_classes_can_not_score_these_labels(
+    finished: Path, tmp_path: Path
+) -> None:
+    """The labels of the data must be the model's classes."""
+    study = load_study(finished / "study.yaml", ["classes=[cat, dog]"])
+    path = tmp_path / "pets.safetensors"
+    save(path, pack(study_model(study)), study=study, fold=0, privacy={"sentence": "none"})
+    with pytest.raises(BadData, match="none of the study's classes"):
+        evaluate_models([path], data=finished / "manifest.csv")
+
+
+def test_models_with_classes_in_another_order_are_not_mixed(finished: Path, tmp_path: Path) -> None:
+    """One table can't hold models whose outputs mean different things."""
+    study = load_study(finished / "study.yaml", ["classes=[bright, dark]"])
+    path = tmp_path / "swapped.safetensors"
+    save(path, pack(study_model(study)), study=study, fold=0, privacy={"sentence": "none"})
+    with pytest.raises(BadInput, match="same classes"):
+        evaluate_models([finished / "run", path], data=finished / "manifest.csv")
+
+
+def test_models_of_one_name_are_told_apart(finished: Path, folds: Path, tmp_path: Path) -> None:
+    """Two model.safetensors are named as they were given, and both are in the report."""
+    paths = [finished / "run" / "model.safetensors", folds / "run/folds/1/model.safetensors"]
+    scored = evaluate_models(paths, data=finished / "manifest.csv")
+    assert [one.name for one in scored] == [str(path) for path in paths]
+    write(tmp_path / "out", scored)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(one.card.weights_sha256 in page for one in scored)
+    numbers = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert len(numbers["models"]) == 2
+
+
+def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path) -> None:
+    """A missing path, a picture, and a run that isn't finished."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    for path, expected in {
+        tmp_path / "nothing": "run directory or a model file",
+        finished / "images" / "east-0-0.png": "expected a model file",
+        tmp_path / "run": "--resume first",
+    }.items():
+        with pytest.raises(BadInput, match=expected):
+            evaluate_models([path], data=finished / "manifest.csv")
+
+
+def test_data_of_another_kind_are_refused(finished: Path, tmp_path: Path) -> None:
+    """A study.yaml that names CT trees can't feed a model of manifests."""
+    (tmp_path / "study.yaml").write_text("classes: [a, b]\ndata: {kind: ild}\n")
+    with pytest.raises(BadInput, match=r"data\.kind must be manifest"):
+        evaluate_models([finished / "run"], data=tmp_path / "study.yaml")
+
+
+def test_scores_are_the_models_own(finished: Path) -> None:
+    """The probabilities are the softmax of the loaded module on the site's images."""
+    from common.models import load
+
+    path = finished / "run" / "model.safetensors"
+    (scored,) = evaluate_models([path], data=finished / "manifest.csv")
+    study = load_study(finished / "study.yaml", ["seed=3"])
+    module = load(path)
+    import torch
+
+    rows = []
+    for site in simulated_sites(study).values():
+        images = open_cohort(site, study, find_device("cpu")).dataset.images
+        with torch.no_grad():
+            rows.append(module(torch.from_numpy(np.array(images))).softmax(dim=1).numpy())
+    np.testing.assert_allclose(scored.predictions.probabilities, np.concatenate(rows), atol=1e-6)
