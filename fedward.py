@@ -138,7 +138,7 @@ def data_phantom(
     ],
     patients: Annotated[int, typer.Option(min=1, help="Patients over all hospitals.")] = 110,
     hospitals: Annotated[int, typer.Option(min=1, help="Number of hospitals.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other patients.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other patients.")] = 0,
 ) -> None:
     """Write a generated data set in the format of a real one."""
     with _edge():

@@ -28,7 +28,7 @@ from simulations.arms import CENTRAL, FEDERATED, Arm, train_arm
 from simulations.runner import open_cohorts
 from simulations.sites import simulated_sites
 
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = (3, 4, 5, 6, 7)  # 0, 1 and 2 served to choose the phantom's constants
 STUDY = Path(__file__).parents[1] / "studies" / "ild.yaml"
 
 
