@@ -92,7 +92,9 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Option(
-            "--data", metavar="PATH", help="A manifest.csv, a site.yaml, or a study.yaml with data."
+            "--data",
+            metavar="PATH",
+            help="A manifest.csv, ILD trees, a site.yaml, or a study.yaml that names its data.",
         ),
     ],
     by: Annotated[
@@ -186,7 +188,8 @@ def _edge(hint: str = "") -> Iterator[None]:
         typer.echo(f"Failed: {error}", err=True)
         raise typer.Exit(1) from None
     except OSError as error:  # a full disk, a folder that vanished: the machine's, not the study's
-        typer.echo(f"Failed: {error.strerror}: {error.filename}. {hint}".rstrip(), err=True)
+        where = f": {error.filename}" if error.filename else ""
+        typer.echo(f"Failed: {error.strerror or error}{where}. {hint}".rstrip(), err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. {hint}".rstrip(), err=True)

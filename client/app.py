@@ -78,6 +78,8 @@ def _answer(message: Message, context: Context, kind: str) -> Message:
 
 def _work(instruction: Instruction, site: SiteSettings, kind: str) -> Reply:
     study, fold = instruction.study, instruction.fold
+    if kind == TRAIN and instruction.round_number > study.training.rounds:
+        raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)  # beyond what the privacy was planned for
     device = find_device(site.device)
     cohort = open_cohort(site, study, device)
     model = _model(study.canonical())
@@ -90,15 +92,17 @@ def _work(instruction: Instruction, site: SiteSettings, kind: str) -> Reply:
     if kind == EVALUATE:
         return Reply(None, metrics)
     secret = _round_secret(instruction, cohort, model)
-    train_round(
-        module,
-        cohort.examples(fold),
-        study,
-        declared_patients=site.declared_patients,
-        secret=secret,
-        device=device,
-    )
-    secret.erase()
+    try:
+        train_round(
+            module,
+            cohort.examples(fold),
+            study,
+            declared_patients=site.declared_patients,
+            secret=secret,
+            device=device,
+        )
+    finally:
+        secret.erase()
     weights = pack(model)
     if not np.isfinite(weights).all():
         raise SiteRefusal(RefusalCode.DIVERGED)
@@ -116,7 +120,10 @@ def _released_metrics(
     wanted = cohort.site.release.metrics
     if not wanted or not len(rows):
         return {}
-    predictions = predict_cohort(module, cohort, rows, classes=study.classes, device=device)
+    try:
+        predictions = predict_cohort(module, cohort, rows, classes=study.classes, device=device)
+    except BadInput:  # finite weights whose outputs overflow: there is no metric to give
+        return {}
     return score(predictions, wanted=wanted)
 
 

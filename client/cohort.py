@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from common.data.splits import hashed, majority_class, stratified
 from common.errors import BadData, BadInput
 from common.files import cache_folder
 from common.models import frozen_encoder, study_model
+
+logger = logging.getLogger("fedward.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,16 @@ def _open(settings_text: str, study_text: str, device: str) -> Cohort:
     if settings.data is None:
         raise BadData(f"site {settings.name}: `data` is missing; say where the images are.")
     reader = build_reader(study.data)
-    sources = [
-        source
-        for source in reader.find(settings.data, study.classes)
-        if source.site in (None, settings.name) and source.patient not in settings.exclude
-    ]
+    found = reader.find(settings.data, study.classes)
+    own = [source for source in found if source.site in (None, settings.name)]
+    sources = [source for source in own if source.patient not in settings.exclude]
+    unmatched = len(set(settings.exclude) - {source.patient for source in own})
+    if unmatched:
+        logger.warning(
+            "site %s: %d of the patients in `exclude` are not in its data; check their spelling",
+            settings.name,
+            unmatched,
+        )
     if not sources:
         raise BadData(
             f"site {settings.name}: expected at least one image in {settings.data.name}; got none. "
@@ -96,7 +104,8 @@ def _open(settings_text: str, study_text: str, device: str) -> Cohort:
         sources,
         reader,
         preprocessing=Preprocessing(study.data.image_size_px, study.data.intensity),
-        # Patient keys stay in the site's cache; the key only keeps identifiers out of it.
+        # Patient keys stay at the site. This key is no secret: it keeps identifiers out of files,
+        # but whoever holds a patient's key can try names on it.
         pseudonym_key=f"fedward site {settings.name}".encode(),
         cache=cache_folder(),
     )

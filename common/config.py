@@ -112,9 +112,9 @@ class IldData(_Data):
 
 
 class ModelConfig(_Frozen):
-    """Which network; `fedward schema study` lists what the registry has."""
+    """Which network."""
 
-    name: str = Field("cnn-small", description="A name of the model registry.")
+    name: str = Field("cnn-small", description="cnn-small or frozen-efficientnet-lite0.")
 
 
 class Training(_Frozen):

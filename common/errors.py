@@ -4,7 +4,7 @@ FedwardError
  ├─ BadInput          what a person wrote or pointed at is wrong: exit code 2
  │   └─ BadData       a data set that is not what its description says
  ├─ RunFailed         the study could not go on: exit code 1
- └─ SiteRefusal       a site will not do what it was asked; the server gets its code, never local text
+ └─ SiteRefusal       a site will not do as asked; the server gets its code, never local text
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def decode_instruction(content: RecordDict) -> Instruction:
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION) from None
     folds = study.data.folds
     known_fold = fold == 0 if folds is None else 1 <= fold <= folds
-    known_round = 1 <= round_number <= study.training.rounds + 1  # the last one only evaluates
+    known_round = 1 <= round_number <= study.training.rounds + 1  # the last only evaluates
     if study.sha256 != settings["study_sha256"] or not (known_fold and known_round):
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
     weights = _flat(content, "weights")

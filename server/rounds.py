@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.config import Study
-from common.errors import RunFailed, SiteRefusal
+from common.errors import RefusalCode, RunFailed, SiteRefusal
 from common.messages import (
     EVALUATE,
     TRAIN,
@@ -178,7 +178,8 @@ def _report(federation: Federation, outcome: _Round, round_number: int, joined: 
     loss = f", loss before it {np.mean(losses):.3f}" if losses else ""
     left_out = "".join(f"; without {site} ({why})" for site, why in outcome.left_out.items())
     logger.info(
-        "round %d of %d: %d of %d sites%s%s",
+        "%sround %d of %d: %d of %d sites%s%s",
+        f"fold {federation.fold}, " if federation.fold else "",
         round_number,
         rounds,
         joined,
@@ -192,7 +193,13 @@ def _report(federation: Federation, outcome: _Round, round_number: int, joined: 
 def _too_few(federation: Federation, outcome: _Round, round_number: int, accepted: int) -> str:
     wanted = federation.study.federation.min_sites
     why = "; ".join(f"{site}: {reason}" for site, reason in sorted(outcome.left_out.items()))
+    diverged = any(r.startswith(RefusalCode.DIVERGED.value) for r in outcome.left_out.values())
+    remedy = (  # a resumed run would come to the same weights again
+        "Lower the learning rate and start a new run."
+        if diverged
+        else "Mend the sites and go on with --resume."
+    )
     return (
         f"round {round_number} has {accepted} accepted replies, and the study needs {wanted} "
-        f"(federation.min_sites): {why}. Mend the sites and go on with --resume."
+        f"(federation.min_sites): {why.rstrip('.')}. {remedy}"
     )

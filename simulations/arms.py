@@ -79,7 +79,9 @@ def train_arm(
     weights = pack(model)
     if not np.isfinite(weights).all():
         key = "privacy.learning_rate" if arm.private else "training.learning_rate"
-        raise RunFailed(f"{arm.name} diverged: its weights are not finite. Lower {key}.")
+        raise RunFailed(
+            f"{arm.name} diverged: its weights are not finite. Lower {key} and start a new run."
+        )
     return weights
 
 

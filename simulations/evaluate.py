@@ -6,6 +6,7 @@ Of a run, each patient is scored by a model that did not train on them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from client.predict import predict_cohort
 from common.compute import find_device, settle
 from common.config import (
     Federation,
+    IldData,
     ManifestData,
     Simulation,
     SiteSettings,
@@ -61,6 +63,7 @@ TEST_COLUMN = "only the patients whose `split` is test are scored"
 NOT_RUN = ("training: the models are scored as they are",)
 INTERVALS = "In parentheses: 95 % intervals, by resampling patients within site and class."
 TEST_PATIENTS = "each patient is scored by a model that did not train on them"
+OTHER_SITES = " (all patients of {}: no site of that name trained; make sure it had no other name)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Scored:
     evaluation: Mapping[str, Evaluation]  # all, mean-of-sites, site:NAME, COLUMN:VALUE
     who: str  # which patients were scored
     data_label: DataLabel
+    device: str
+    seconds: float
 
     @property
     def patients(self) -> int:
@@ -124,6 +129,7 @@ def evaluate_models(
 
 
 def _score(path: Path, data: Path, by: Sequence[str]) -> Scored:
+    started = time.monotonic()
     models = _models(path)
     card = read_card(models[0][1])
     study = _with_data(card.study, data)
@@ -144,7 +150,16 @@ def _score(path: Path, data: Path, by: Sequence[str]) -> Scored:
     evaluation = evaluate_by_site(predictions, seed=seed, resamples=RESAMPLES)
     for column in by:
         evaluation |= evaluate_by_group(predictions, column, seed=seed, resamples=RESAMPLES)
-    return Scored(str(path), card, predictions, evaluation, who, data_label(sites))
+    return Scored(
+        name=str(path),
+        card=card,
+        predictions=predictions,
+        evaluation=evaluation,
+        who=who,
+        data_label=data_label(sites),
+        device=", ".join(sorted({str(find_device(site.device)) for site in sites.values()})),
+        seconds=time.monotonic() - started,
+    )
 
 
 def _models(path: Path) -> tuple[tuple[int, Path], ...]:
@@ -163,7 +178,8 @@ def _with_data(study: Study, data: Path) -> Study:
     """The model's study, told where the data are; which patients to score is decided later."""
     own = study.data.model_copy(update={"folds": None})
     if data.suffix not in (".yaml", ".yml"):
-        own = ManifestData(image_size_px=own.image_size_px, intensity=own.intensity)
+        if not (data.is_dir() and isinstance(own, IldData)):  # a folder of ILD trees
+            own = ManifestData(image_size_px=own.image_size_px, intensity=own.intensity)
         simulation = Simulation(data=data)
     elif is_study(data):
         named = load_study(data)
@@ -209,7 +225,9 @@ def _rows(path: Path, fold: int, cohort: Cohort) -> NDArray[np.int64]:
 
 def _who(path: Path, cohorts: Mapping[str, Cohort]) -> str:
     if path.is_dir():
-        return TEST_PATIENTS
+        new = [name for name in cohorts if not read_split(path, name)]
+        # Patients are known by their site and name, so a renamed site's would pass for new ones.
+        return TEST_PATIENTS + (OTHER_SITES.format(", ".join(new)) if new else "")
     sides = any((cohort.dataset.sides != "").any() for cohort in cohorts.values())
     return TEST_COLUMN if sides else ALL_PATIENTS
 
@@ -237,8 +255,7 @@ def write(out: Path, scored: Sequence[Scored]) -> None:
 
 def _report(scored: Sequence[Scored]) -> ReportInput:
     first = scored[0]
-    study, privacy = first.card.study, first.card.privacy
-    enabled = "epsilon" in privacy
+    study = first.card.study
     return ReportInput(
         title=f"Evaluation of {', '.join(one.name for one in scored)}",
         run=RunFacts(
@@ -246,23 +263,14 @@ def _report(scored: Sequence[Scored]) -> ReportInput:
             engine="none: evaluation of finished models",
             seed=study.seed,
             rounds=study.training.rounds,
-            device="cpu",
-            seconds=0.0,
+            device=first.device,
+            seconds=sum(one.seconds for one in scored),
             versions=versions(),
             hashes={one.name: one.card.weights_sha256 for one in scored},
         ),
         data_label=first.data_label,
         data_description=f"{first.patients} patients, {len(first.predictions)} images; {first.who}",
-        privacy=PrivacyStatement(
-            enabled=enabled,
-            guarantee=str(privacy.get("guarantee", privacy["sentence"])),
-            unit=str(privacy.get("unit", "none")),
-            delta=f"{privacy['delta']:g}" if enabled else "none",
-            adjacency=str(privacy.get("adjacency", "none")),
-            trust_model=str(privacy.get("trust_model", "none")),
-            randomness=str(privacy.get("randomness", "none")),
-            not_covered=NOT_COVERED if enabled else (),
-        ),
+        privacy=_privacy(scored),
         sites=(),
         classes=first.predictions.classes,
         evaluation={one.name: one.evaluation for one in scored},
@@ -273,6 +281,24 @@ def _report(scored: Sequence[Scored]) -> ReportInput:
         history_caption="",
         not_run=NOT_RUN,
         limitations=LIMITATIONS,
+    )
+
+
+def _privacy(scored: Sequence[Scored]) -> PrivacyStatement:
+    """What all models promise; where they differ, each one's own sentence."""
+    privacy = scored[0].card.privacy
+    alike = all(one.card.privacy == privacy for one in scored)
+    enabled = alike and "epsilon" in privacy
+    each = "; ".join(f"{one.name}: {one.card.privacy['sentence']}" for one in scored)
+    return PrivacyStatement(
+        enabled=enabled,
+        guarantee=str(privacy.get("guarantee", privacy["sentence"])) if alike else each,
+        unit=str(privacy.get("unit", "none")),
+        delta=f"{privacy['delta']:g}" if enabled else "none",
+        adjacency=str(privacy.get("adjacency", "none")),
+        trust_model=str(privacy.get("trust_model", "none")),
+        randomness=str(privacy.get("randomness", "none")),
+        not_covered=NOT_COVERED if any("epsilon" in one.card.privacy for one in scored) else (),
     )
 
 

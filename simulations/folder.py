@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,15 @@ def open_folder(out: Path, study: Study, cohorts: dict[str, Cohort]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / "study.yaml").is_file():
             write_atomically(out / "study.yaml", to_yaml(study).encode())
-        for name, cohort in cohorts.items():
-            if not _fingerprint(out, name).is_file():
-                _write_site(out / "sites" / name, cohort)
+        if not (out / "sites").is_dir():
+            _write_sites(out / "sites", cohorts)
     except OSError as error:
         raise BadInput(
             f"--out {out}: can't be written ({error.strerror}); name a folder that can be."
         ) from None
-    for name, cohort in cohorts.items():
-        begun = json.loads(_fingerprint(out, name).read_text())
-        if begun["fingerprint"] != cohort.dataset.fingerprint:
+    begun = {path.parent.name: path for path in out.glob("sites/*/data.json")}
+    for name in sorted(begun.keys() | cohorts.keys()):
+        if not (name in begun and name in cohorts and _same_data(begun[name], cohorts[name])):
             raise BadInput(
                 f"--resume: the data of site {name} have changed since the run in {out} began; "
                 "start a new run in another --out."
@@ -96,8 +96,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
+def _write_sites(folder: Path, cohorts: dict[str, Cohort]) -> None:
+    """Who takes part with which data; there as a whole, before anything is trained."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, cohort in cohorts.items():
+        _write_site(partial / name, cohort)
+    partial.rename(folder)
+
+
 def _write_site(folder: Path, cohort: Cohort) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     data = cohort.dataset
     parts = zip(data.patients.tolist(), cohort.tested_in.tolist(), strict=True)
     write_json(folder / "split.json", dict(parts))
@@ -111,9 +120,9 @@ def _write_site(folder: Path, cohort: Cohort) -> None:
     )
 
 
-def _fingerprint(out: Path, site: str) -> Path:
-    """Where the hash of a site's data is kept; written last, and before anything is trained."""
-    return out / "sites" / site / "data.json"
+def _same_data(begun: Path, cohort: Cohort) -> bool:
+    fingerprint: str = json.loads(begun.read_text())["fingerprint"]
+    return fingerprint == cohort.dataset.fingerprint
 
 
 def _is_partial(path: Path) -> bool:

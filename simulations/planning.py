@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from client.training import privacy_plan
 from common.config import SiteSettings, Study
 from common.errors import BadInput
-from common.privacy.epsilon import Epsilon
+from common.privacy.epsilon import Epsilon, rounded_up
 from common.privacy.plan import PrivacyPlan
 from common.report.content import DataLabel
 from common.report.text import format_table
 from simulations.sites import data_label, simulated_sites
-from simulations.statements import NOT_COVERED, all_folds_epsilon, epsilon_of
+from simulations.statements import NOT_COVERED, all_folds_epsilon, epsilon_of, site_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,8 @@ class StudyPlan:
                 f"{part.plan.expected_patients:.1f}",
                 f"{part.plan.noise_multiplier:.3f}",
                 f"{_noise(part.plan):.3f}",
-                f"{part.one_round.value:.2f}",
-                f"{part.all_rounds.value:.2f}",
+                rounded_up(part.one_round.value),
+                rounded_up(part.all_rounds.value),
             )
             for part in self.sites
         ]
@@ -113,7 +112,7 @@ def _site_plan(study: Study, site: SiteSettings) -> SitePlan:
     all_rounds = epsilon_of(study, site, rounds=study.training.rounds)
     assert one is not None  # the study has privacy enabled
     assert all_rounds is not None
-    plan = privacy_plan(study, declared_patients=site.declared_patients or 0)
+    plan = site_plan(study, site)
     return SitePlan(site, plan, one, all_rounds, all_folds_epsilon(study, site))
 
 

@@ -82,7 +82,7 @@ class _BarHandler(logging.Handler):
         if rounds is not None:
             self._progress.update(
                 self._task,
-                description=str(getattr(record, "activity", "rounds")),
+                description="rounds",
                 completed=getattr(record, "round_number", 0),
                 total=rounds,
             )

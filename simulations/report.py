@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from common.metrics import confusion_matrix
+from common.privacy.epsilon import rounded_up
 from common.report.content import PrivacyStatement, ReportInput, RunFacts, SiteRow
 from common.report.text import (
     data_names,
@@ -87,7 +88,7 @@ def report_input(result: RunResult) -> ReportInput:
                 patients=site["patients"],
                 images=site["images"],
                 rounds_joined=_rounds(site["rounds_joined"]),
-                epsilon="none" if site["epsilon"] is None else f"{site['epsilon']:.2f}",
+                epsilon="none" if site["epsilon"] is None else rounded_up(site["epsilon"]),
             )
             for name, site in result.sites.items()
         ),
@@ -111,7 +112,7 @@ def _privacy_lines(result: RunResult) -> list[str]:
     if not privacy["enabled"]:
         return ["Privacy: none; the federated model was trained without differential privacy."]
     rows = [
-        (name, f"{site['epsilon']:.2f}", str(site["rounds_joined"]))
+        (name, rounded_up(site["epsilon"]), str(site["rounds_joined"]))
         for name, site in result.sites.items()
     ]
     lines = [
@@ -124,7 +125,8 @@ def _privacy_lines(result: RunResult) -> list[str]:
     if together:
         lines.append(
             f"That is for the model of one fold; a hospital that took part in the cross-validation "
-            f"as a whole would have spent epsilon {together['epsilon']:.2f} (same conditions)."
+            f"as a whole would have spent epsilon {rounded_up(together['epsilon'])} (same "
+            "conditions)."
         )
     return lines
 

@@ -12,10 +12,9 @@ import torch
 from client.app import app as client_app
 from client.cohort import Cohort, open_cohort
 from client.predict import predict_cohort
-from client.training import privacy_plan
 from common.compute import find_device, settle
 from common.config import SiteSettings, Study
-from common.errors import BadInput
+from common.errors import BadInput, RunFailed
 from common.metrics import Predictions, concatenate
 from common.models import load, read_card, save, study_model, trained_part
 from common.report import write_report
@@ -27,7 +26,7 @@ from simulations.folder import Leg, check_folder, legs, open_folder, write_json
 from simulations.report import report_input
 from simulations.result import RunResult, summarise
 from simulations.sites import data_label, simulated_sites
-from simulations.statements import arm_statement, model_statement
+from simulations.statements import arm_statement, model_statement, site_plan
 
 logger = logging.getLogger("fedward.simulate")
 
@@ -114,7 +113,7 @@ def _check(study: Study, cohorts: Mapping[str, Cohort], compared: tuple[Arm, ...
                     "data.folds, or leave the site out of the data."
                 )
         if study.privacy.enabled:
-            privacy_plan(study, declared_patients=cohort.site.declared_patients or 0)
+            site_plan(study, cohort.site)
     for arm in compared:
         arm_statement(study, arm, {name: cohort.site for name, cohort in cohorts.items()})
 
@@ -172,5 +171,12 @@ def _predictions(
         module = trained_part(load(leg.out / path))
         for cohort in cohorts.values():
             rows = cohort.test_rows(leg.fold)
-            parts.append(predict_cohort(module, cohort, rows, classes=study.classes, device=device))
+            try:
+                part = predict_cohort(module, cohort, rows, classes=study.classes, device=device)
+            except BadInput:
+                raise RunFailed(
+                    f"{leg.out / path}: diverged, its predictions are not finite. Lower the "
+                    "learning rate and start a new run."
+                ) from None
+            parts.append(part)
     return concatenate(parts)

@@ -8,7 +8,9 @@ from typing import Any
 
 from client.training import privacy_plan
 from common.config import SiteSettings, Study
-from common.privacy.epsilon import Epsilon, Randomness, TrustModel
+from common.errors import BadInput
+from common.privacy.epsilon import Epsilon, Randomness, TrustModel, rounded_up
+from common.privacy.plan import PrivacyPlan
 from simulations.arms import Arm
 
 GUARANTEE = "none (seeded)"
@@ -18,29 +20,36 @@ NO_PRIVACY = "none: trained without differential privacy"
 NOT_COVERED = (
     "metrics of the incoming model that a site's policy releases (exact values of test patients)",
     "the declared number of patients of each site (public by agreement)",
-    "which sites took part in which round",
+    "which sites took part in which round, and that a site with unreadable data refuses",
     "choices made after looking at results: learning rates, number of rounds, which model to keep",
     "a patient with images at two sites: their epsilons add up",
 )
+
+
+def site_plan(study: Study, site: SiteSettings) -> PrivacyPlan:
+    """What a site will run under privacy; raises BadInput naming the site."""
+    try:
+        return privacy_plan(study, declared_patients=site.declared_patients or 0)
+    except BadInput as error:
+        raise BadInput(f"site {site.name}: {error}") from None
 
 
 def epsilon_of(study: Study, site: SiteSettings, *, rounds: int) -> Epsilon | None:
     """What `rounds` rounds of one fold cost each of a site's patients; None without privacy."""
     if not study.privacy.enabled:
         return None
-    plan = privacy_plan(study, declared_patients=site.declared_patients or 0)
-    return plan.epsilon_after(rounds, randomness=Randomness.SEEDED)
+    return site_plan(study, site).epsilon_after(rounds, randomness=Randomness.SEEDED)
 
 
 def round_note(study: Study) -> Callable[[int], str]:
     """What the line of a round adds under privacy: epsilon so far (its conditions come first)."""
     if not study.privacy.enabled:
         return lambda _: ""
-    plan = privacy_plan(study, declared_patients=1)  # epsilon doesn't depend on the number
 
     def note(round_number: int) -> str:
+        plan = privacy_plan(study, declared_patients=1)  # epsilon doesn't depend on the number
         epsilon = plan.epsilon_after(round_number, randomness=Randomness.SEEDED)
-        return f", epsilon so far {epsilon.value:.2f}"
+        return f", epsilon so far {rounded_up(epsilon.value)}"
 
     return functools.lru_cache(note)
 
@@ -50,8 +59,8 @@ def all_folds_epsilon(study: Study, site: SiteSettings) -> Epsilon | None:
     folds = study.data.folds
     if not study.privacy.enabled or folds is None:
         return None
-    plan = privacy_plan(study, declared_patients=site.declared_patients or 0)
-    return plan.epsilon_after(study.training.rounds * (folds - 1), randomness=Randomness.SEEDED)
+    rounds = study.training.rounds * (folds - 1)
+    return site_plan(study, site).epsilon_after(rounds, randomness=Randomness.SEEDED)
 
 
 def model_statement(study: Study, sites: Mapping[str, SiteSettings]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The READMEs are true: their commands are taken, their targets and links exist, their code runs."""
+"""The READMEs are true: commands are taken, targets and links exist, code runs."""
 
 from __future__ import annotations
 

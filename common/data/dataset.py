@@ -99,20 +99,23 @@ def derived(
 ) -> NDArray[np.float32]:
     """An array (N, width) computed once per image, kept beside the images, memory-mapped.
 
-    Always computed in the same batches of neighbours, so that its bits are the same each time.
+    Always computed in batches of one size, since in another size an image gets other last bits (of
+    1e-5 in a frozen encoder): under privacy nobody's features may tell how many others there are.
     """
-    path = dataset.folder / f"{name}.f32"
+    path = dataset.folder / f"{name}-by-{batch}.f32"
     if not path.is_file():
         folder = dataset.folder
         with _writing(folder), _replacing(path) as partial, partial.open("wb") as file:
             for start in range(0, len(dataset.images), batch):
-                rows = compute(np.array(dataset.images[start : start + batch]))
+                images = np.array(dataset.images[start : start + batch])
+                blank = np.zeros((batch - len(images), *images.shape[1:]), dtype=images.dtype)
+                rows = compute(np.concatenate([images, blank]))[: len(images)]
                 file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
     return np.memmap(path, dtype="<f4", mode="r", shape=(len(dataset.labels), width))
 
 
 def pseudonym(patient: str, key: bytes) -> str:
-    """A patient's key: a keyed hash that says nothing without the site's key."""
+    """A patient's key: a keyed hash, as hard to undo as `key` is to guess."""
     return hmac.digest(key, patient.encode(), hashlib.sha256)[:16].hex()
 
 

@@ -198,8 +198,8 @@ def check_delta(delta: float, declared_patients: int) -> None:
     largest = min(_LARGEST_DELTA, 1 / (10 * declared_patients))
     if not 0 < delta <= largest:
         raise BadInput(
-            f"delta must be above 0 and at most {largest:g} for {declared_patients} declared "
-            f"patients; got {delta:g}. A mechanism that publishes each patient with probability "
-            "delta keeps the formal promise, so delta is at most 1e-5 and at most a tenth of "
-            f"1 / patients. Set delta to {largest:g} or less."
+            f"privacy.target_delta must be above 0 and at most {largest:g} for {declared_patients} "
+            f"declared patients; got {delta:g}. A mechanism that publishes each patient with "
+            "probability delta keeps the formal promise, so delta is at most 1e-5 and at most a "
+            f"tenth of 1 / patients. Set delta to {largest:g} or less."
         )

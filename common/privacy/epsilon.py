@@ -30,6 +30,17 @@ class TrustModel(StrEnum):
     CENTRAL = "central: whoever holds all sites' data adds the noise and must be trusted"
 
 
+def rounded_up(epsilon: float) -> str:
+    """An epsilon's value for people, to three significant digits; up, since it is a bound.
+
+    Only for a table whose conditions stand beside it; anywhere else, print the `Epsilon`.
+
+    >>> rounded_up(7.994), rounded_up(0.0512345)
+    ('8.00', '0.0513')
+    """
+    return f"{Context(prec=3, rounding=ROUND_CEILING).create_decimal(str(epsilon)):f}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Epsilon:
     """How much one unit's presence can show, and everything needed to understand the number.
@@ -88,9 +99,8 @@ itself; server and other sites need no trust; guarantee: none (seeded))
         }
 
     def __str__(self) -> str:
-        rounded_up = Context(prec=3, rounding=ROUND_CEILING).create_decimal(str(self.value))
         return (
-            f"epsilon {rounded_up:f} per {self.unit} (delta {self.delta:g}, "
+            f"epsilon {rounded_up(self.value)} per {self.unit} (delta {self.delta:g}, "
             f"{self.adjacency}, {self.trust_model}; guarantee: {self.guarantee})"
         )
 

@@ -4,6 +4,7 @@ Without privacy, over seeds that draw other patients and other initial weights:
 - all hospitals' data in one place against the best single hospital, on all test patients;
 - exchangeable hospitals of equal size: the federated model against the central one;
 - labels permuted among a hospital's images: every model must guess.
+Beside it the same study with privacy, as it comes out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from common.compute import settle
 from common.config import Study, load_study
 from common.metrics import Predictions, concatenate, evaluate
 from common.models import study_model, trained_part, unpack
-from simulations.arms import CENTRAL, FEDERATED, Arm, train_arm
+from simulations.arms import CENTRAL, CENTRAL_PRIVATE, FEDERATED, Arm, train_arm
 from simulations.runner import open_cohorts
 from simulations.sites import simulated_sites
 
@@ -38,6 +39,7 @@ def measure() -> dict[str, object]:
     shifted = [_aurocs(seed) for seed in SEEDS]
     equal = [_aurocs(seed, "simulation.phantom.shift=0", _EQUAL) for seed in SEEDS]
     best_local = [max(v for name, v in found.items() if "local" in name) for found in shifted]
+    private = [_aurocs(seed, "privacy.enabled=true") for seed in SEEDS]
     permuted = evaluate(_permuted(_study(SEEDS[0])), seed=SEEDS[0])["macro_auroc"]
     return {
         "seeds": len(SEEDS),
@@ -51,6 +53,10 @@ def measure() -> dict[str, object]:
             [found[FEDERATED] - found[CENTRAL] for found in equal]
         ),
         "permuted labels: central": permuted.as_json(),
+        "epsilon 8 per patient: federated": _interval([found[FEDERATED] for found in private]),
+        "epsilon 8 per patient: central-private": _interval(
+            [found[CENTRAL_PRIVATE] for found in private]
+        ),
     }
 
 

@@ -224,6 +224,7 @@ def _not_finite(content: RecordDict) -> None:
         (changed(command="rm -rf /"), RefusalCode.BAD_INSTRUCTION),
         (changed(study_sha256="0" * 64), RefusalCode.BAD_INSTRUCTION),
         (changed(round=0), RefusalCode.BAD_INSTRUCTION),
+        (changed(round=3), RefusalCode.BAD_INSTRUCTION),  # more than the study's rounds
         (changed(round=4), RefusalCode.BAD_INSTRUCTION),
         (changed(fold=1), RefusalCode.BAD_INSTRUCTION),
         (changed(study="{}"), RefusalCode.BAD_INSTRUCTION),
@@ -275,6 +276,15 @@ def test_diverged_weights_stay_at_home(tiny: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(client.app, "train_round", diverges)
     content = instruct(load_study(tiny / "study.yaml"))
     assert refusal(content, site(tiny)) is RefusalCode.DIVERGED
+
+
+def test_outputs_that_overflow_cost_the_metrics_only(tiny: Path) -> None:
+    """Finite weights with infinite outputs have no metrics; that is no fault of the instruction."""
+    study = load_study(tiny / "study.yaml", ["privacy.enabled=true"])
+    weights = np.full_like(pack(study_model(study)), 3e38)
+    settings = site(tiny, release=Release(metrics=("loss",)))
+    answer = reply(instruct(study, weights=weights), settings)
+    assert answer.metrics == {}
 
 
 def test_an_unreadable_image_is_refused_without_its_name(

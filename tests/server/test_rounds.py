@@ -239,6 +239,17 @@ def test_too_few_replies_stop_the_study(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "checkpoints", study_sha256=study(min_sites=2).sha256) is None
 
 
+def test_a_study_that_diverged_is_not_told_to_resume(tmp_path: Path) -> None:
+    """It would come to the same weights; what helps is another learning rate."""
+
+    def diverges(message: Message) -> Message:
+        return Message(encode_refusal(RefusalCode.DIVERGED), reply_to=message)
+
+    with pytest.raises(RunFailed, match="learning rate") as failure:
+        run(tmp_path, {11: diverges})
+    assert "--resume" not in str(failure.value)
+
+
 def test_nobody_at_all_stops_the_study(tmp_path: Path) -> None:
     """A round without a single accepted reply fails even where one would do."""
     with pytest.raises(RunFailed, match="0 accepted"):

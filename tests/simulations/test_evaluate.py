@@ -17,7 +17,14 @@ from common.compute import find_device
 from common.config import load_study
 from common.errors import BadData, BadInput
 from common.models import pack, save, study_model
-from simulations.evaluate import ALL_PATIENTS, TEST_COLUMN, TEST_PATIENTS, evaluate_models, write
+from simulations.evaluate import (
+    ALL_PATIENTS,
+    OTHER_SITES,
+    TEST_COLUMN,
+    TEST_PATIENTS,
+    evaluate_models,
+    write,
+)
 from simulations.sites import simulated_sites
 
 
@@ -122,6 +129,7 @@ def test_new_patients_are_scored_by_a_run_of_one_split(
     (scored,) = evaluate_models([finished / "run"], data=more / "manifest.csv")
     split = json.loads((finished / "run" / "sites" / "north" / "split.json").read_text())
     assert scored.patients == sum(part == 0 for part in split.values()) + 2 + 3
+    assert scored.who == TEST_PATIENTS + OTHER_SITES.format("south")
 
 
 def test_new_patients_belong_to_no_fold(
@@ -167,6 +175,23 @@ def test_models_of_one_name_are_told_apart(finished: Path, folds: Path, tmp_path
     assert all(one.card.weights_sha256 in page for one in scored)
     numbers = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert len(numbers["models"]) == 2
+
+
+def test_a_page_of_several_models_gives_each_its_own_promise(
+    finished: Path, tmp_path: Path
+) -> None:
+    """A model without privacy does not pass for one with the first model's."""
+    study = load_study(finished / "study.yaml")
+    private = tmp_path / "private.safetensors"
+    promise = {"sentence": "epsilon 3 per patient", "epsilon": 3.0, "delta": 1e-5}
+    save(private, pack(study_model(study)), study=study, fold=0, privacy=promise)
+    scored = evaluate_models(
+        [private, finished / "run" / "model.safetensors"], data=finished / "manifest.csv"
+    )
+    write(tmp_path / "out", scored)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "epsilon 3 per patient" in page
+    assert "trained without differential privacy" in page
 
 
 def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -98,6 +98,22 @@ def test_a_run_does_not_go_on_with_other_data(tiny: Path, tmp_path: Path) -> Non
         begin(moved, tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["north", "south"])
+def test_a_run_does_not_go_on_with_other_sites(tiny: Path, tmp_path: Path, name: str) -> None:
+    """A site that left the data, or is new in them, stops a resume too."""
+    begin(tiny, tmp_path / "run")
+    moved = tiny.rename(tiny.parent / "moved")
+    lines = (moved / "manifest.csv").read_text().splitlines(keepends=True)
+    if name == "north":
+        lines = [line for line in lines if ",north," not in line]
+    else:
+        lines.append(lines[-1].split(",")[0].replace("-1.", "-0.") + ",new,south,dark,F\n")
+        lines.pop(-3)  # the image's own line
+    (moved / "manifest.csv").write_text("".join(lines))
+    with pytest.raises(BadInput, match=f"the data of site {name} have changed"):
+        begin(moved, tmp_path / "run")
+
+
 def test_moved_data_are_the_same_data(tiny: Path, tmp_path: Path) -> None:
     """What counts is what the files hold, not where they are."""
     begin(tiny, tmp_path / "run")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import Study, parse
+from common.config import ModelConfig, Study, parse
 from common.errors import BadInput
 from common.models import (
     MODELS,
@@ -34,6 +34,12 @@ def images(count: int = 4, channels: int = 1, size: int = 32) -> torch.Tensor:
     return (
         torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     )
+
+
+def test_the_configuration_names_every_model() -> None:
+    """What `fedward schema study` says about `model.name` is what the registry has."""
+    said = ModelConfig.model_fields["name"].description
+    assert said == f"{' or '.join(MODELS)}."
 
 
 @pytest.mark.parametrize("name", list(MODELS))

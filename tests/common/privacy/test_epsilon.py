@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from common.privacy.epsilon import Epsilon, Randomness, TrustModel, Unit
+from common.privacy.epsilon import Epsilon, Randomness, TrustModel, Unit, rounded_up
 
 SEEDED = Epsilon(value=7.9812, delta=1e-5, unit=Unit.PATIENT, randomness=Randomness.SEEDED)
 
@@ -38,6 +38,11 @@ def test_only_secret_randomness_promises_anything() -> None:
     secret = dataclasses.replace(SEEDED, unit=Unit.EXAM, randomness=Randomness.SECRET)
     assert "guarantee: differential privacy per exam" in str(secret)
     assert "add/remove one exam" in str(secret)
+
+
+def test_a_table_rounds_up_too() -> None:
+    """Where the conditions stand beside a table, its numbers are still upper bounds."""
+    assert rounded_up(7.991) == "8.00"
 
 
 @pytest.mark.parametrize(
