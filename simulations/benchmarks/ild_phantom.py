@@ -3,7 +3,7 @@
 Without privacy, over seeds that draw other patients and other initial weights:
 - all hospitals' data in one place against the best single hospital, on all test patients;
 - exchangeable hospitals of equal size: the federated model against the central one;
-- labels permuted among a hospital's images: every model must guess.
+- labels permuted over all images: every model must guess.
 Beside it the same study with privacy, as it comes out.
 """
 
@@ -23,7 +23,7 @@ from client.cohort import Cohort
 from client.predict import predict_cohort
 from common.compute import settle
 from common.config import Study, load_study
-from common.metrics import Predictions, concatenate, evaluate
+from common.metrics import Predictions, concatenate, evaluate, point_metrics
 from common.models import study_model, trained_part, unpack
 from simulations.arms import CENTRAL, CENTRAL_PRIVATE, FEDERATED, Arm, train_arm
 from simulations.runner import open_cohorts
@@ -31,76 +31,105 @@ from simulations.sites import simulated_sites
 
 SEEDS = (3, 4, 5, 6, 7)  # 0, 1 and 2 served to choose the phantom's constants
 STUDY = Path(__file__).parents[1] / "studies" / "ild.yaml"
+EXCHANGEABLE = ("simulation.phantom.shift=0", "simulation.phantom.equal_sizes=true")
 
 
 def measure() -> dict[str, object]:
-    """Macro AUROC: means over the seeds with 95 % t intervals, by patients for the permutation."""
+    """Macro AUROC: means over the seeds with 95 % t intervals, by patients where it is one run."""
     settle()
-    shifted = [_aurocs(seed) for seed in SEEDS]
-    equal = [_aurocs(seed, "simulation.phantom.shift=0", _EQUAL) for seed in SEEDS]
-    best_local = [max(v for name, v in found.items() if "local" in name) for found in shifted]
-    private = [_aurocs(seed, "privacy.enabled=true") for seed in SEEDS]
-    permuted = evaluate(_permuted(_study(SEEDS[0])), seed=SEEDS[0])["macro_auroc"]
+    return {"seeds": len(SEEDS)} | shifted() | exchangeable() | permuted() | private()
+
+
+def shifted() -> dict[str, object]:
+    """The study as it is: what a hospital alone lacks."""
+    found = [_run(_study(seed)) for seed in SEEDS]
+    central, federated = ([aurocs[name] for aurocs in found] for name in (CENTRAL, FEDERATED))
+    local = [max(v for name, v in aurocs.items() if name.startswith("local:")) for aurocs in found]
     return {
-        "seeds": len(SEEDS),
-        "central": _interval([found[CENTRAL] for found in shifted]),
-        "federated": _interval([found[FEDERATED] for found in shifted]),
-        "best local": _interval(best_local),
-        "central - best local": _interval(
-            [found[CENTRAL] - best for found, best in zip(shifted, best_local, strict=True)]
-        ),
-        "equal hospitals: federated - central": _interval(
-            [found[FEDERATED] - found[CENTRAL] for found in equal]
-        ),
-        "permuted labels: central": permuted.as_json(),
-        "epsilon 8 per patient: federated": _interval([found[FEDERATED] for found in private]),
-        "epsilon 8 per patient: central-private": _interval(
-            [found[CENTRAL_PRIVATE] for found in private]
-        ),
+        "central": _interval(central),
+        "federated": _interval(federated),
+        "best local": _interval(local),
+        "central - best local": _interval(_minus(central, local)),
     }
 
 
-_EQUAL = "simulation.phantom.equal_sizes=true"
+def exchangeable() -> dict[str, object]:
+    """Hospitals without shift and of equal size."""
+    federated, central = [], []
+    for seed in SEEDS:
+        study = _study(seed, *EXCHANGEABLE)
+        federated.append(_run(study, baselines=False)[FEDERATED])
+        central.append(_central(study, _cohorts(study)))
+    return {
+        "equal hospitals: central": _interval(central),
+        "equal hospitals: federated - central": _interval(_minus(federated, central)),
+    }
+
+
+def permuted() -> dict[str, object]:
+    """Labels shuffled over all hospitals (within one, its class mix would still be learnt)."""
+    study = _study(SEEDS[0])
+    cohorts = _cohorts(study)
+    labels = np.concatenate([cohort.dataset.labels for cohort in cohorts.values()])
+    shuffled = iter(np.random.default_rng(study.seed).permutation(labels))
+    for name, cohort in cohorts.items():
+        drawn = np.fromiter(shuffled, dtype=np.int64, count=len(cohort.dataset.labels))
+        cohorts[name] = replace(cohort, dataset=replace(cohort.dataset, labels=drawn))
+    found = evaluate(_predictions(study, cohorts), seed=study.seed)["macro_auroc"]
+    return {"permuted labels: central": found.as_json()}
+
+
+def private() -> dict[str, object]:
+    """One run at epsilon 8 per patient, as it comes out, with intervals by patients."""
+    study = _study(SEEDS[0], "privacy.enabled=true")
+    with tempfile.TemporaryDirectory() as folder:
+        result = simulations.run(study, out=Path(folder) / "run")
+    return {
+        f"epsilon 8 per patient: {name}": by_data["all"]["macro_auroc"].as_json()
+        for name, by_data in result.evaluation.items()
+        if name in (FEDERATED, CENTRAL_PRIVATE, CENTRAL)
+    }
 
 
 def _study(seed: int, *changes: str) -> Study:
     return load_study(STUDY, [f"seed={seed}", f"simulation.phantom.seed={seed}", *changes])
 
 
-def _aurocs(seed: int, *changes: str) -> dict[str, float]:
+def _run(study: Study, *, baselines: bool = True) -> dict[str, float]:
     """Each model's macro AUROC on all hospitals' test patients, from a whole simulated run."""
     with tempfile.TemporaryDirectory() as folder:
-        result = simulations.run(_study(seed, *changes), out=Path(folder) / "run")
+        result = simulations.run(study, out=Path(folder) / "run", baselines=baselines)
     found = {name: by_data["all"]["macro_auroc"] for name, by_data in result.evaluation.items()}
     return {name: auroc.value for name, auroc in found.items() if auroc.value is not None}
 
 
-def _permuted(study: Study) -> Predictions:
-    """What the central model says when the labels of each hospital's images are shuffled."""
-    generator = np.random.default_rng(study.seed)
-    cohorts = {
-        name: _shuffled(cohort, generator)
-        for name, cohort in open_cohorts(study, simulated_sites(study)).items()
-    }
-    arm = Arm(CENTRAL, tuple(cohorts), private=False)
+def _cohorts(study: Study) -> dict[str, Cohort]:
+    return open_cohorts(study, simulated_sites(study))
+
+
+def _central(study: Study, cohorts: Mapping[str, Cohort]) -> float:
+    value = point_metrics(_predictions(study, cohorts))["macro_auroc"]
+    assert value is not None  # every class has test patients
+    return value
+
+
+def _predictions(study: Study, cohorts: Mapping[str, Cohort]) -> Predictions:
+    """What the central model says of all hospitals' test patients."""
     device = torch.device("cpu")
+    arm = Arm(CENTRAL, tuple(cohorts), private=False)
     model = study_model(study)
     unpack(train_arm(study, 0, arm, cohorts, device), model)
-    return concatenate(_tested(trained_part(model), cohorts, study, device))
+    module, classes = trained_part(model), study.classes
+    return concatenate(
+        [
+            predict_cohort(module, cohort, cohort.test_rows(0), classes=classes, device=device)
+            for cohort in cohorts.values()
+        ]
+    )
 
 
-def _tested(
-    module: torch.nn.Module, cohorts: Mapping[str, Cohort], study: Study, device: torch.device
-) -> list[Predictions]:
-    return [
-        predict_cohort(module, cohort, cohort.test_rows(0), classes=study.classes, device=device)
-        for cohort in cohorts.values()
-    ]
-
-
-def _shuffled(cohort: Cohort, generator: np.random.Generator) -> Cohort:
-    labels = generator.permutation(cohort.dataset.labels)
-    return replace(cohort, dataset=replace(cohort.dataset, labels=labels))
+def _minus(a: list[float], b: list[float]) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def _interval(values: list[float]) -> dict[str, float]:
