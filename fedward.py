@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +33,8 @@ app.add_typer(privacy_app, name="privacy")
 app.add_typer(data_app, name="data")
 
 StudyName = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study.yaml, or one of: quick, ild, chest-xray.")
+    str,
+    typer.Argument(metavar="STUDY", help="A study.yaml, or one of: quick, ild, mrnet, chest-xray."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -38,7 +42,7 @@ Overrides = Annotated[
 ]
 DataPath = Annotated[
     Path | None,
-    typer.Option("--data", metavar="PATH", help="The images: a manifest.csv, or ILD trees."),
+    typer.Option("--data", metavar="PATH", help="The images: a manifest.csv, ILD or MRNet trees."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -134,24 +138,208 @@ def privacy_plan(
 
 @data_app.command("phantom")
 def data_phantom(
-    kind: Annotated[str, typer.Argument(metavar="ild", help="Which data set to imitate.")],
+    kind: Annotated[str, typer.Argument(metavar="ild|mrnet", help="Which data set to imitate.")],
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="A folder that isn't there yet.")
     ],
-    patients: Annotated[int, typer.Option(min=1, help="Patients over all hospitals.")] = 110,
+    patients: Annotated[
+        int | None, typer.Option(min=1, help="Patients (mrnet: exams) over all hospitals.")
+    ] = None,
     hospitals: Annotated[int, typer.Option(min=1, help="Number of hospitals.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other patients.")] = 0,
+    shift: Annotated[
+        float, typer.Option(min=0, max=2, help="How much hospitals differ; 0: exchangeable.")
+    ] = 1.0,
+    label_noise: Annotated[
+        float, typer.Option(min=0, max=0.05, help="Share of the labels that are wrong.")
+    ] = 0.0,
 ) -> None:
     """Write a generated data set in the format of a real one."""
     with _edge():
+        from common.config import IldPhantomConfig, MrnetPhantomConfig
         from common.errors import BadInput
-        from simulations.phantoms.ild import IldPhantom, write_ild_phantom
+        from simulations.phantoms import described, phantom_of, write_phantom
 
-        if kind != "ild":
-            raise BadInput(f"data phantom: the kind must be ild; got {kind}.")
-        phantom = IldPhantom(patients=patients, hospitals=hospitals, seed=seed)
-        write_ild_phantom(directory, phantom)
-        typer.echo(f"{directory}: {phantom.label}, {patients} patients, {hospitals} hospitals")
+        said = {"hospitals": hospitals, "seed": seed, "shift": shift, "label_noise": label_noise}
+        counted = {} if patients is None else {"exams" if kind == "mrnet" else "patients": patients}
+        if kind == "ild":
+            phantom = phantom_of(IldPhantomConfig.model_validate(said | counted))
+        elif kind == "mrnet":
+            phantom = phantom_of(MrnetPhantomConfig.model_validate(said | counted))
+        else:
+            raise BadInput(f"data phantom: the kind must be ild or mrnet; got {kind}.")
+        write_phantom(directory, phantom)
+        typer.echo(f"{directory}: {described(phantom)}")
+
+
+@data_app.command("pull")
+def data_pull(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="The PACS: https://pacs.example.org/dicom-web.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where images/ and manifest.csv go, or go on.")
+    ],
+    modality: Annotated[
+        list[str], typer.Option(metavar="CODE", help="DICOM Modality: CT, MR, DX; repeatable.")
+    ],
+    listed: Annotated[
+        Path | None,
+        typer.Option(
+            "--list",
+            metavar="FILE",
+            help="Only these: a line PatientID, AccessionNumber or StudyInstanceUID, "
+            "then one a line.",
+        ),
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option("--from", metavar="DAY", formats=["%Y-%m-%d"], help="First day of studies."),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option("--to", metavar="DAY", formats=["%Y-%m-%d"], help="Last day of studies."),
+    ] = None,
+    study_description: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only such studies; * and ? are wildcards.")
+    ] = "*",
+    series_description: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only such series; * and ? are wildcards.")
+    ] = "*",
+    site: Annotated[
+        str, typer.Option(metavar="NAME", help="What the column site says; else there is none.")
+    ] = "",
+    label: Annotated[
+        str, typer.Option(metavar="NAME", help="The class of all that is new; else fill it in.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="At most N studies, to try it.")
+    ] = None,
+) -> None:
+    """Fetch de-identified series from a PACS (DICOMweb); the same command again goes on.
+
+    A password comes from the environment: FEDWARD_DICOMWEB_USER and FEDWARD_DICOMWEB_PASSWORD, or
+    FEDWARD_DICOMWEB_TOKEN; a hospital's own authority by FEDWARD_DICOMWEB_CA (a PEM file).
+    """
+    with _edge(hint="Run the same command again: it goes on where it stopped."):
+        from client.dicomweb import open_service
+        from client.pull import Query, pull, read_list
+        from common.errors import RunFailed
+
+        query = Query(
+            modalities=tuple(modality),
+            listed=None if listed is None else read_list(listed),
+            since=since and since.date(),
+            until=until and until.date(),
+            study_description=study_description,
+            series_description=series_description,
+        )
+        with _counting("series") as count:
+            pulled = pull(
+                open_service(url, os.environ),
+                query,
+                out,
+                site=site,
+                label=label,
+                limit=limit,
+                on_series=count,
+            )
+        typer.echo(pulled.text())
+        if pulled.failure():
+            raise RunFailed(pulled.failure())
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Images: a folder, a manifest.csv, ILD or MRNet trees, a site.yaml, a study.yaml.",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Look for what a site must mend before it joins; changes nothing.
+
+    Counts by class and patient; unreadable, double and contradictory images; and what tells who
+    a patient is (DICOM PS3.15 Annex E). Exit code 1 where something has to be mended. The report
+    stays at the site: names of files and folders can identify.
+    """
+    with _edge():
+        from client.check import check
+
+        with _counting("files") as count:
+            checked = check(path, on_file=count)
+        typer.echo(_json(checked.as_json()) if as_json else checked.text())
+        if checked.mend:
+            raise typer.Exit(1)
+
+
+@data_app.command("manifest")
+def data_manifest(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="DICOM files, images or both.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The manifest, in DIR or above it; DIR/manifest.csv if not given."
+        ),
+    ] = None,
+    site: Annotated[str, typer.Option(metavar="NAME", help="What the column site says.")] = "",
+    folders: Annotated[
+        str,
+        typer.Option(
+            metavar="patient|label",
+            help="What the folders in DIR stand for; patient counts where no header names one.",
+        ),
+    ] = "",
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures", help="One line a file; else a folder of one CT, MR or PET series is one."
+        ),
+    ] = False,
+) -> None:
+    """Draft a manifest of DICOM files and images: fill in its labels; it is never overwritten."""
+    with _edge():
+        from client.draft import draft
+
+        with _counting("files") as count:
+            drafted = draft(
+                directory,
+                out or directory / "manifest.csv",
+                site=site,
+                folders=folders,
+                pictures=pictures,
+                on_file=count,
+            )
+        typer.echo(drafted.text())
+
+
+@data_app.command("prune")
+def data_prune(
+    older_than: Annotated[
+        int,
+        typer.Option(
+            "--older-than",
+            metavar="DAYS",
+            min=1,
+            help="Also what was not used for so many days; it is made again when needed.",
+        ),
+    ] = 30,
+) -> None:
+    """Remove from the cache what killed processes left, and what was not used for long."""
+    with _edge():
+        import time
+
+        from common.data.cache import prune
+        from common.files import cache_folder
+
+        cache = cache_folder()
+        pruned = prune(cache, unused_days=older_than, now_s=time.time())
+        typer.echo(f"{cache}: {pruned.text()}")
+        if pruned.stuck:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -172,6 +360,21 @@ def schema(
             raise BadInput(f"schema: the file must be study or site; got {which}.")
         chosen = schemas[which]
         typer.echo(schema_yaml(chosen) if as_yaml else _json(chosen.model_json_schema()))
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of how many are done, of how many, on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager

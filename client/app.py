@@ -121,7 +121,7 @@ def _released_metrics(
     if not wanted or not len(rows):
         return {}
     try:
-        predictions = predict_cohort(module, cohort, rows, classes=study.classes, device=device)
+        predictions = predict_cohort(module, cohort, rows, study=study, device=device)
     except BadInput:  # finite weights whose outputs overflow: there is no metric to give
         return {}
     return score(predictions, wanted=wanted)

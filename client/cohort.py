@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,30 +12,71 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.config import SiteSettings, Study
-from common.data.dataset import Dataset, Preprocessing, derived, open_dataset
+from common.config import Augmentation, SiteSettings, Study
+from common.data.dataset import Dataset, derived, open_dataset
+from common.data.preprocessing import Preprocessing
 from common.data.readers import build_reader
-from common.data.splits import hashed, majority_class, stratified
+from common.data.source import Source
+from common.data.splits import hashed, strata, stratified
 from common.errors import BadData, BadInput
 from common.files import cache_folder
-from common.models import frozen_encoder, study_model
+from common.models import feature_shape, frozen_encoder, study_model
 
 logger = logging.getLogger("fedward.client")
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
-    """The images that one training run may use: `rows` of arrays that may be memory-mapped."""
+class Stored:
+    """What the trained part takes, image after image, in arrays that stay on disk."""
 
-    inputs: NDArray[np.float32]  # (N, ...)
-    labels: NDArray[np.int64]  # (N,)
+    parts: tuple[NDArray[np.floating], ...]  # each (n, ...)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image or of its features."""
+        return self.parts[0].shape[1:]
+
+    def rows(self, rows: NDArray[np.int64]) -> Tensor:
+        """Images (B, ...) float32 by their places in all parts one after another."""
+        ends = np.cumsum([len(part) for part in self.parts])
+        of_part = np.searchsorted(ends, rows, side="right")
+        found = np.empty((len(rows), *self.shape), dtype=np.float32)
+        for number, part in enumerate(self.parts):
+            here = of_part == number
+            found[here] = part[rows[here] - (ends[number] - len(part))]
+        return torch.from_numpy(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The images that one training run may use: `rows` of all that are there."""
+
+    inputs: Stored  # N of them
+    labels: NDArray[np.int64]  # (N,) class indices, or (N, K) of 0 and 1
     patients: NDArray[np.str_]  # (N,) pseudonymous keys
     rows: NDArray[np.int64]  # (n,)
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs (B, ...) and labels (B,) of some of the rows, on `device`."""
-        inputs = torch.from_numpy(np.array(self.inputs[rows]))
-        return inputs.to(device), torch.from_numpy(self.labels[rows]).to(device)
+        return self.inputs.rows(rows).to(device), torch.from_numpy(self.labels[rows]).to(device)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
+
+    def places(self) -> NDArray[np.int64]:
+        """(N,) each image's place among the images of its patient, whoever else is there."""
+        order = np.argsort(self.patients, kind="stable")
+        _, first, of_patient = np.unique(
+            self.patients[order], return_index=True, return_inverse=True
+        )
+        places = np.empty(len(order), dtype=np.int64)
+        places[order] = np.arange(len(order)) - first[of_patient]
+        return places
 
     def by_patient(self) -> dict[str, NDArray[np.int64]]:
         """Each patient's rows, in their order."""
@@ -52,7 +94,7 @@ class Cohort:
 
     site: SiteSettings
     dataset: Dataset
-    inputs: NDArray[np.float32]  # (N, ...) what the trained part takes: images or features
+    inputs: Stored  # images, or their features where an encoder is frozen
     tested_in: NDArray[np.int64]  # (N,) the part of the split in which the image's patient is
 
     def test_rows(self, fold: int) -> NDArray[np.int64]:
@@ -84,9 +126,9 @@ def _open(settings_text: str, study_text: str, device: str) -> Cohort:
     study = Study.model_validate_json(study_text)
     if settings.data is None:
         raise BadData(f"site {settings.name}: `data` is missing; say where the images are.")
-    reader = build_reader(study.data)
+    reader = build_reader(study, settings)
     found = reader.find(settings.data, study.classes)
-    own = [source for source in found if source.site in (None, settings.name)]
+    own = _own(found, settings)
     sources = [source for source in own if source.patient not in settings.exclude]
     unmatched = len(set(settings.exclude) - {source.patient for source in own})
     if unmatched:
@@ -103,7 +145,7 @@ def _open(settings_text: str, study_text: str, device: str) -> Cohort:
     dataset = open_dataset(
         sources,
         reader,
-        preprocessing=Preprocessing(study.data.image_size_px, study.data.intensity),
+        preprocessing=_preprocessing(study),
         # Patient keys stay at the site. This key is no secret: it keeps identifiers out of files,
         # but whoever holds a patient's key can try names on it.
         pseudonym_key=f"fedward site {settings.name}".encode(),
@@ -113,13 +155,37 @@ def _open(settings_text: str, study_text: str, device: str) -> Cohort:
     return Cohort(settings, dataset, inputs, _parts(dataset, study, settings.name))
 
 
-def _inputs(dataset: Dataset, study: Study, device: torch.device) -> NDArray[np.float32]:
+def _own(found: Sequence[Source], settings: SiteSettings) -> list[Source]:
+    """The site's part: by the list that divides the data among sites, or as the data say."""
+    if settings.include is None:
+        return [source for source in found if source.site in (None, settings.name)]
+    included = set(settings.include)
+    return [source for source in found if source.patient in included]
+
+
+def _preprocessing(study: Study) -> Preprocessing:
+    data = study.data
+    return Preprocessing(
+        image_size_px=data.image_size_px,
+        intensity=data.intensity,
+        steps=data.preprocessing,
+        slices=data.slices,
+        fit=data.fit,
+    )
+
+
+def _inputs(dataset: Dataset, study: Study, device: torch.device) -> Stored:
     """The images, or their features where the model's encoder is frozen: computed once."""
-    frozen = frozen_encoder(study_model(study))
+    model = study_model(study)
+    frozen = frozen_encoder(model)
     if frozen is None:
-        return dataset.images
+        return Stored((dataset.images,))
+    if study.training.augmentation != Augmentation():
+        raise BadInput(
+            f"training.augmentation must be left out with model {study.model.name}: its encoder is "
+            "frozen, so each image's features are computed once. Choose a model trained whole."
+        )
     encoder = frozen[0].to(device)
-    head_width = next(frozen[1].parameters()).shape[1]
 
     def compute(images: NDArray[np.float32]) -> NDArray[np.float32]:
         features: NDArray[np.float32] = encoder(torch.from_numpy(images).to(device)).cpu().numpy()
@@ -127,7 +193,8 @@ def _inputs(dataset: Dataset, study: Study, device: torch.device) -> NDArray[np.
 
     # Another torch or device may give other bits, so features are kept apart.
     name = f"{study.model.name}-torch-{torch.__version__}-{device.type}"
-    return derived(dataset, name, compute, width=head_width)
+    batch = 1 if study.data.planes else 32  # a volume is a batch of slices already
+    return Stored((derived(dataset, name, compute, shape=feature_shape(model), batch=batch),))
 
 
 def _parts(dataset: Dataset, study: Study, site: str) -> NDArray[np.int64]:
@@ -144,7 +211,7 @@ def _parts(dataset: Dataset, study: Study, site: str) -> NDArray[np.int64]:
     if study.privacy.enabled:
         parts = hashed(keys, shares=shares, seed=study.seed)
     else:
-        classes_of = majority_class(dataset.patients, dataset.labels)
-        parts = stratified(classes_of, shares=shares, seed=study.seed)
+        strata_of = strata(dataset.patients, dataset.labels)
+        parts = stratified(strata_of, shares=shares, seed=study.seed)
     parts |= {key: 0 if side == "test" else 1 for key, side in said.items()}
     return np.asarray([parts[str(key)] for key in dataset.patients], dtype=np.int64)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from client.cohort import Examples
-from common.config import Privacy, Study, Training
+from common.config import Augmentation, Study
+from common.data.augmentation import augment, mixup
 from common.errors import BadInput, RefusalCode, SiteRefusal
 from common.privacy.epsilon import Unit
-from common.privacy.patient_sgd import private_steps
+from common.privacy.patient_sgd import Loss, private_steps
 from common.privacy.plan import PrivacyPlan, plan
 from common.privacy.randomness import RoundSecret
 from common.privacy.sampling import poisson_batches
 
-MAX_IMAGES_AT_ONCE = 256  # bounds the memory of per-image gradients
+PIXELS_AT_ONCE = 2**18  # bounds the memory of per-image gradients: 256 pictures of 32 x 32
 
 
 def train_round(
@@ -35,20 +41,18 @@ def train_round(
         if declared_patients is None:
             raise BadInput("declared_patients is missing in site.yaml; privacy needs it.")
         plan = privacy_plan(study, declared_patients=declared_patients)
-        train_private(module, examples, study.privacy, plan=plan, secret=secret, device=device)
+        train_private(module, examples, study, plan=plan, secret=secret, device=device)
     elif len(examples.rows) == 0:
         raise SiteRefusal(RefusalCode.NO_TRAINING_PATIENTS)
     else:
         batch_size = study.training.batch_size
-        train_plain(
-            module, examples, study.training, batch_size=batch_size, secret=secret, device=device
-        )
+        train_plain(module, examples, study, batch_size=batch_size, secret=secret, device=device)
 
 
 def train_plain(
     module: nn.Module,
     examples: Examples,
-    settings: Training,
+    study: Study,
     *,
     batch_size: int,
     secret: RoundSecret,
@@ -59,32 +63,37 @@ def train_plain(
     Args:
         module: gives logits (B, classes); left on `device`.
         examples: at least one image.
-        settings: epochs, learning rate, momentum, weight decay.
+        study: epochs, learning rate, momentum, weight decay, augmentation.
         batch_size: images a step; the last batch of an epoch may be smaller.
         secret: orders the batches.
         device: where torch computes.
     """
     module.to(device).train()
+    settings, alpha = study.training, study.training.augmentation.mixup
     optimizer = torch.optim.SGD(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
+    load = loader(examples, settings.augmentation, secret, device)
+    loss = _loss(examples)
     for epoch in range(settings.epochs):
         order = secret.stream("shuffled epoch", epoch).permutation(len(examples.rows))
         for start in range(0, len(order), batch_size):
-            rows = examples.rows[order[start : start + batch_size]]
-            images, labels = examples.batch(rows, device)
+            images, targets = load(examples.rows[order[start : start + batch_size]], epoch)
+            if alpha:
+                stream = secret.stream("mixup", epoch, start)
+                images, targets = _mixed(images, targets, len(study.classes), alpha, stream)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(images), labels).backward()  # type: ignore[no-untyped-call] # torch ships it untyped
+            loss(module(images), targets).mean().backward()  # type: ignore[no-untyped-call] # torch ships it untyped
             optimizer.step()
 
 
 def train_private(
     module: nn.Module,
     examples: Examples,
-    settings: Privacy,
+    study: Study,
     *,
     plan: PrivacyPlan,
     secret: RoundSecret,
@@ -95,7 +104,7 @@ def train_private(
     Args:
         module: gives logits (B, classes); left on `device`.
         examples: the training side; none at all still takes every noisy step.
-        settings: learning rate and momentum (what is done with a noised step is free).
+        study: learning rate and momentum (what is done with a noised step is free), augmentation.
         plan: rate, steps, clipping, noise and divisor; public.
         secret: decides who is sampled, which of their images, and the noise.
         device: where torch computes.
@@ -107,9 +116,11 @@ def train_private(
     module.to(device).train()
     optimizer = torch.optim.SGD(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
+        lr=study.privacy.learning_rate,
+        momentum=study.privacy.momentum,
     )
+    load = loader(examples, study.training.augmentation, secret, device)
+    number = 0  # of the step that is running
     batches = poisson_batches(
         examples.by_patient(),
         sampling_rate=plan.sampling_rate,
@@ -120,16 +131,61 @@ def train_private(
     with private_steps(
         module,
         optimizer,
-        examples=lambda rows: examples.batch(rows, device),
-        loss=nn.CrossEntropyLoss(reduction="none"),
+        examples=lambda rows: load(rows, number),
+        loss=_loss(examples),
         max_grad_norm=plan.max_grad_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_patients=plan.expected_patients,
         noise=secret.stream("noise"),
-        max_images_at_once=MAX_IMAGES_AT_ONCE,
+        max_images_at_once=max(1, PIXELS_AT_ONCE // math.prod(examples.inputs.shape)),
     ) as step:
-        for batch in batches:
+        for number, batch in enumerate(batches):  # noqa: B007 # `load` reads it
             step(batch)
+
+
+def _loss(examples: Examples) -> Loss:
+    """One value for each image: cross-entropy, over several labels their binary ones' mean."""
+    if not examples.multi_label:
+        return nn.CrossEntropyLoss(reduction="none")
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        wrong = nn.functional.binary_cross_entropy_with_logits
+        return wrong(logits, targets.to(logits), reduction="none").mean(dim=1)
+
+    return loss
+
+
+def _mixed(
+    images: Tensor, targets: Tensor, classes: int, alpha: float, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A batch after mixup, its targets as shares (B, classes); never under privacy."""
+    if targets.ndim == 1:
+        targets = nn.functional.one_hot(targets, classes)
+    return mixup(images, targets.to(images), alpha, generator)
+
+
+def loader(
+    examples: Examples, augmentation: Augmentation, secret: RoundSecret, device: torch.device
+) -> Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]:
+    """What loads a batch: from rows (B,) and the number of the pass to inputs and targets.
+
+    How an image is augmented depends on the secret, its patient and its place among the patient's
+    images: removing a patient changes no other's images.
+    """
+    if augmentation.model_copy(update={"mixup": 0.0}) == Augmentation():
+        return lambda rows, number: examples.batch(rows, device)
+
+    places = examples.places()
+
+    def load(rows: NDArray[np.int64], number: int) -> tuple[Tensor, Tensor]:
+        images, targets = examples.batch(rows, device)
+        streams = [
+            secret.stream("augmentation", number, str(examples.patients[row]), int(places[row]))
+            for row in rows
+        ]
+        return augment(images, augmentation, streams), targets
+
+    return load
 
 
 def privacy_plan(study: Study, *, declared_patients: int) -> PrivacyPlan:

@@ -13,7 +13,7 @@ import json
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,7 @@ from common.plain_yaml import dump_yaml, load_yaml, read_yaml
 T = TypeVar("T", bound=BaseModel)
 
 MAX_DELTA = 1e-5
+MRNET_LABELS = ("abnormal", "acl", "meniscus")
 CHANNELS = 1  # every image becomes one grey channel
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # a site's name becomes a folder's name
 SITE_NAME_RULE = "1 to 64 letters, digits, _, . or -, beginning with a letter or a digit"
@@ -44,10 +45,15 @@ class _Frozen(BaseModel):
 
 
 class Intensity(_Frozen):
-    """A linear map of pixel values to [-1, 1], by public constants, never fitted on data."""
+    """A linear map of pixel values by public constants, never fitted on data.
 
-    low: float = Field(0.0, description="Pixel value that becomes -1; lower ones are clipped.")
-    high: float = Field(255.0, description="Pixel value that becomes +1; higher ones are clipped.")
+    A window: `low` becomes -1, `high` +1. With `clip: false` nothing is clipped, which makes
+    `low: mean - sd, high: mean + sd` the z-score of a public mean and standard deviation.
+    """
+
+    low: float = Field(0.0, description="Pixel value that becomes -1.")
+    high: float = Field(255.0, description="Pixel value that becomes +1.")
+    clip: bool = Field(True, description="Clip values outside; false: a z-score by public values.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -56,12 +62,20 @@ class Intensity(_Frozen):
         return self
 
 
+Step = Literal["min-max", "equalize", "clahe", "median", "gaussian"]
+_STEPS = (
+    "Steps on each image by itself after the intensity map, in this order: min-max (of each plane "
+    "to [-1, 1]), equalize (histogram), clahe, median (3x3), gaussian (sigma 1 px)."
+)
+
+
 class _Data(_Frozen):
     """What every kind of data set shares."""
 
     image_size_px: int = Field(
         32, ge=8, le=1024, description="Images are resized to this many pixels a side."
     )
+    preprocessing: tuple[Step, ...] = Field((), description=_STEPS)
     folds: int | None = Field(
         None,
         ge=2,
@@ -89,32 +103,157 @@ class _Data(_Frozen):
 
 
 class ManifestData(_Data):
-    """A CSV beside the images: path,patient,site,label[,split][,any subgroup column]."""
+    """A CSV beside the images: path,patient,site,label[,split][,any subgroup column].
+
+    In a multi-label task there is a column of 0 and 1 for each class in place of `label`.
+    """
 
     kind: Literal["manifest"] = Field("manifest", description="A CSV beside the images.")
     intensity: Intensity = Field(
         Intensity(), description="Pixel values that become -1 and +1 (8-bit images: 0 and 255)."
     )
+    slices: int | None = Field(
+        None,
+        ge=2,
+        le=512,
+        description=(
+            "Each path is a volume (a folder of DICOM slices, a multi-frame file, an .npy stack), "
+            "resampled to this many slices. Empty: each path is one picture."
+        ),
+    )
+
+    fit: ClassVar[Literal["resample"]] = "resample"
+
+    @property
+    def planes(self) -> int:
+        """Volumes an image consists of; 0: images are pictures."""
+        return 0 if self.slices is None else 1
 
 
 class IldData(_Data):
-    """The text-ROI tree of the HUG interstitial lung disease format: CT slices and polygons."""
+    """The tree of the HUG interstitial lung disease format: CT slices and their annotations."""
 
-    kind: Literal["ild"] = Field("ild", description="The text-ROI tree of the HUG format.")
+    kind: Literal["ild"] = Field("ild", description="The tree of the HUG format.")
     intensity: Intensity = Field(
         Intensity(low=-1400.0, high=200.0), description="HU values that become -1 and +1."
+    )
+    regions: Literal["text", "masks", "patches"] = Field(
+        "text",
+        description=(
+            "Where the labels are: text (polygons, ILD_DB_txtROIs), masks (label maps, "
+            "ILD_DB_volumeROIs) or patches (ready-made ones, ILD_DB_talismanTestSuite)."
+        ),
     )
     patch_size_px: int = Field(32, ge=8, le=256, description="Side of a patch, in slice pixels.")
     stride_px: int = Field(16, ge=1, le=256, description="Distance between patches.")
     min_share: float = Field(
         0.75, gt=0, le=1, description="Smallest share of a patch's pixels inside the region."
     )
+    label_rule: Literal["one", "largest"] = Field(
+        "one",
+        description=(
+            "A patch that touches regions of several labels: one leaves it out, largest gives it "
+            "the label with most of its pixels."
+        ),
+    )
+    random_shift_px: int = Field(
+        0, ge=0, le=128, description="Each patch is moved by at most so many pixels each way."
+    )
+    pixel_spacing_mm: float | None = Field(
+        None, gt=0, le=10, description="Slices are resampled to this spacing first. Empty: not."
+    )
+    lung_mask: bool = Field(
+        False, description="Count only pixels inside the lung masks (ILD_DB_lungMasks)."
+    )
+    # Images are pictures.
+    planes: ClassVar[int] = 0
+    slices: ClassVar[None] = None
+    fit: ClassVar[Literal["resample"]] = "resample"
+
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+
+class MrnetData(_Data):
+    """The tree of the MRNet knee format: three volumes an exam, up to three labels, no sites."""
+
+    kind: Literal["mrnet"] = Field("mrnet", description="The tree of the MRNet format.")
+    image_size_px: int = Field(
+        96, ge=8, le=512, description="Slices are resized to this many pixels a side."
+    )
+    intensity: Intensity = Field(
+        Intensity(), description="Pixel values that become -1 and +1, before min-max."
+    )
+    preprocessing: tuple[Step, ...] = Field(("min-max",), description=_STEPS)
+    read_planes: tuple[Plane, ...] = Field(
+        ("axial", "coronal", "sagittal"), min_length=1, description="Planes, in the model's order."
+    )
+    slices: int = Field(12, ge=2, le=128, description="Slices a plane.")
+    fit: Literal["resample", "pad"] = Field(
+        "resample",
+        description=(
+            "Volumes of other lengths: resample interpolates them to `slices`; pad keeps their own "
+            "slices, fills up with empty ones that the model leaves out, and resamples only "
+            "longer volumes."
+        ),
+    )
+    crop_px: int | None = Field(
+        224, ge=8, le=256, description="Slices are cut to this many pixels around their centre."
+    )
+    foreground_crop: bool = Field(
+        False, description="Cut each volume to the box around its foreground (Otsu's threshold)."
+    )
+    official_split: bool = Field(
+        False, description="Test on the data set's own `valid` exams, train on its `train` ones."
+    )
+
+    @property
+    def planes(self) -> int:
+        """Volumes an image consists of."""
+        return len(self.read_planes)
+
+    @field_validator("read_planes")
+    @classmethod
+    def _differ(cls, planes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(planes)) != len(planes):
+            raise ValueError("planes that differ from one another")
+        return planes
 
 
 class ModelConfig(_Frozen):
     """Which network."""
 
-    name: str = Field("cnn-small", description="cnn-small or frozen-efficientnet-lite0.")
+    name: str = Field(
+        "cnn-small", description="cnn-small, elnet-like or frozen-efficientnet-lite0."
+    )
+    pooling: Literal["max", "attention"] = Field(
+        "max", description="How a volume's slices become one: their maximum, or learned weights."
+    )
+
+
+class Augmentation(_Frozen):
+    """Random changes of each training image, from that image alone; 0 and empty are off."""
+
+    rotation_deg: float = Field(0.0, ge=0, le=180, description="Turned by at most so much.")
+    translation: float = Field(0.0, ge=0, le=0.5, description="Moved by at most this share.")
+    scaling: float = Field(0.0, ge=0, le=0.5, description="Enlarged or shrunk by at most so much.")
+    flips: tuple[Literal["horizontal", "vertical"], ...] = Field(
+        (), description="Mirrored half of the time."
+    )
+    brightness: float = Field(0.0, ge=0, le=1, description="Added: at most so much, of [-1, 1].")
+    contrast: float = Field(0.0, ge=0, lt=1, description="Multiplied by 1 - this to 1 + this.")
+    noise: float = Field(0.0, ge=0, le=1, description="Standard deviation of Gaussian noise.")
+    elastic_px: float = Field(0.0, ge=0, le=32, description="Largest elastic displacement.")
+    cutout: float = Field(0.0, ge=0, le=0.9, description="Side of a blank square, as a share.")
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description=(
+            "alpha of the mixture of two images and labels. Not with privacy: a mixed image holds "
+            "two patients, so clipping per patient would bound neither."
+        ),
+    )
 
 
 class Training(_Frozen):
@@ -126,14 +265,21 @@ class Training(_Frozen):
     learning_rate: float = Field(0.05, gt=0, le=100, description="Step size of SGD.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD, zeroed each round.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="L2 penalty of SGD.")
+    augmentation: Augmentation = Field(
+        Augmentation(), description="Random changes of training images, with and without privacy."
+    )
 
 
 class Privacy(_Frozen):
     """Differential privacy: Poisson-sampled patients, clipped and noised steps of SGD."""
 
     enabled: bool = Field(False, description="Train under differential privacy.")
-    unit: Literal["patient"] = Field(
-        "patient", description="Whose presence is hidden: all images of a patient together."
+    unit: Literal["patient", "exam"] = Field(
+        "patient",
+        description=(
+            "Whose presence is hidden: all images of a patient together; exam only where the data "
+            "don't say whose an exam is (MRNet)."
+        ),
     )
     target_epsilon: float = Field(
         8.0, gt=0, le=1000, description="Epsilon of the whole study for each site's patients."
@@ -202,13 +348,22 @@ class Release(_Frozen):
     )
 
 
+_COLUMNS = (
+    "The site's own names of a manifest's columns: {patient: CaseID, label: finding}, ours first."
+)
+_LABELS = "The site's own names of the study's classes: {GGO: ground_glass}, theirs first."
+
+
 class SiteSettings(_Frozen):
     """One hospital: what site.yaml says (the parts that a simulation uses)."""
 
     name: str = Field("site", pattern=SITE_NAME, description="The site's name in the federation.")
     data: Path | None = Field(
-        None, description="Where the images are: a manifest.csv or the root of an ILD tree."
+        None,
+        description="Where the images are: a manifest.csv, or the root of an ILD or MRNet tree.",
     )
+    columns: dict[str, str] = Field({}, description=_COLUMNS)
+    labels: dict[str, str] = Field({}, description=_LABELS)
     declared_patients: int | None = Field(
         None,
         ge=1,
@@ -218,6 +373,9 @@ class SiteSettings(_Frozen):
         ),
     )
     exclude: tuple[str, ...] = Field((), description="Patients who object, as the data name them.")
+    include: tuple[str, ...] | None = Field(
+        None, description="Only these patients, as the data name them. Empty: all of the site's."
+    )
     device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N.")
     release: Release = Field(Release(), description="What leaves besides weights.")
     randomness: Literal["secret", "seeded-for-testing"] = Field(
@@ -233,6 +391,8 @@ class SimulatedSite(_Frozen):
         None, ge=1, description="Declared number of patients; from the data, rounded, if empty."
     )
     exclude: tuple[str, ...] = Field((), description="Patients who object, as the data name them.")
+    columns: dict[str, str] = Field({}, description=_COLUMNS)
+    labels: dict[str, str] = Field({}, description=_LABELS)
     device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N.")
     release: Release = Field(
         Release(metrics=("loss", "accuracy")), description="What leaves besides weights."
@@ -244,8 +404,8 @@ def _as_set(site: SimulatedSite) -> dict[str, Any]:
     return site.model_dump(mode="json", exclude_unset=True)
 
 
-class PhantomConfig(_Frozen):
-    """A generated data set, written in the real format and read back."""
+class IldPhantomConfig(_Frozen):
+    """Generated lung CT, written in the ILD format and read back."""
 
     kind: Literal["ild"] = Field("ild", description="Lung CT with five tissue patterns.")
     patients: int = Field(110, ge=1, le=100_000, description="Patients over all hospitals.")
@@ -255,6 +415,51 @@ class PhantomConfig(_Frozen):
         1.0, ge=0, le=2, description="How much the hospitals differ; 0: exchangeable."
     )
     equal_sizes: bool = Field(False, description="The same number of patients everywhere.")
+    label_noise: float = Field(
+        0.0, ge=0, le=0.05, description="Share of the regions with a wrong label."
+    )
+
+
+class MrnetPhantomConfig(_Frozen):
+    """Generated knee MRI, written in the MRNet format and read back."""
+
+    kind: Literal["mrnet"] = Field("mrnet", description="Knee MRI with three labels.")
+    exams: int = Field(1250, ge=2, le=100_000, description="Exams over all hospitals.")
+    hospitals: int = Field(5, ge=1, le=1000, description="Number of hospitals.")
+    seed: int = Field(0, ge=0, description="Another seed, other exams.")
+    shift: float = Field(
+        1.0, ge=0, le=2, description="How much the hospitals differ; 0: exchangeable."
+    )
+    equal_sizes: bool = Field(False, description="The same number of exams everywhere.")
+    label_noise: float = Field(
+        0.0, ge=0, le=0.05, description="Share of the labels that are wrong."
+    )
+
+
+class PartitionConfig(_Frozen):
+    """How one data set without sites, or with others, is divided among simulated hospitals."""
+
+    by: Literal["column", "labels", "quantity", "feature", "manufacturer"] = Field(
+        "labels",
+        description=(
+            "column (of a manifest), labels (Dirichlet skew of the classes), quantity (Dirichlet "
+            "skew of the sizes), feature (similar noise and brightness together, as from one "
+            "scanner) or manufacturer (DICOM)."
+        ),
+    )
+    column: str | None = Field(None, description="The column, with `by: column`.")
+    sites: int = Field(5, ge=1, le=1000, description="Number of sites; the data give it for some.")
+    alpha: float = Field(
+        0.5, gt=0, le=1000, description="Dirichlet's concentration: the smaller, the more skew."
+    )
+    min_patients: int = Field(5, ge=1, description="Every site gets at least so many patients.")
+    seed: int = Field(0, ge=0, description="Another seed, another division.")
+
+    @model_validator(mode="after")
+    def _column_named(self) -> Self:
+        if (self.by == "column") != (self.column is not None):
+            raise ValueError("a group with `column` if, and only if, `by` is column")
+        return self
 
 
 class Simulation(_Frozen):
@@ -264,11 +469,14 @@ class Simulation(_Frozen):
         None,
         description=(
             "Where all sites' images are: a manifest.csv with a site column, or a folder with one "
-            "ILD tree a hospital. Relative to the study's file."
+            "ILD or MRNet tree a hospital. Relative to the study's file."
         ),
     )
-    phantom: PhantomConfig | None = Field(
-        None, description="Generate the data instead of reading them."
+    phantom: (
+        Annotated[IldPhantomConfig | MrnetPhantomConfig, Field(discriminator="kind")] | None
+    ) = Field(None, description="Generate the data instead of reading them.")
+    partition: PartitionConfig | None = Field(
+        None, description="Divide the data among simulated sites anew. Empty: the data's own sites."
     )
     site_defaults: SimulatedSite = Field(SimulatedSite(), description="Settings of every site.")
     sites: dict[
@@ -288,13 +496,17 @@ class Study(_Frozen):
 
     format: Literal[1] = Field(1, description="Version of this file's format.")
     name: str = Field("study", pattern=SITE_NAME, description="A short name, used for folders.")
+    task: Literal["multi-class", "multi-label"] = Field(
+        "multi-class",
+        description="multi-class: an image has one of the classes; multi-label: any of them.",
+    )
     classes: tuple[Annotated[str, Field(pattern=_CLASS_NAME)], ...] = Field(
-        ..., min_length=2, description="The classes in the order of the model's outputs."
+        ..., min_length=1, description="The classes in the order of the model's outputs."
     )
     seed: int = Field(
         1, ge=0, lt=2**63, description="Drives what is public: initial weights, order, splits."
     )
-    data: Annotated[ManifestData | IldData, Field(discriminator="kind")] = Field(
+    data: Annotated[ManifestData | IldData | MrnetData, Field(discriminator="kind")] = Field(
         ..., description="The data set's format and how an image becomes the model's input."
     )
     model: ModelConfig = Field(ModelConfig(), description="The network.")
@@ -306,10 +518,47 @@ class Study(_Frozen):
 
     @field_validator("classes")
     @classmethod
-    def _differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+    def _enough(cls, classes: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if len(classes) < 2 and info.data.get("task") == "multi-class":
+            raise ValueError("a list of at least 2 (or set `task: multi-label`); got a list of 1")
         if len(set(classes)) != len(classes):
             raise ValueError("names that differ from one another")
         return classes
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """What one key asks of another; each problem is a whole sentence."""
+        if self.data.kind == "ild" and self.task != "multi-class":
+            raise ValueError("`task` must be multi-class, since data.kind is ild")
+        if self.data.kind == "mrnet" and self.task != "multi-label":
+            raise ValueError("`task` must be multi-label, since data.kind is mrnet")
+        unknown = sorted(set(self.classes) - set(MRNET_LABELS))
+        if self.data.kind == "mrnet" and unknown:
+            raise ValueError(
+                f"`classes` must be out of {', '.join(MRNET_LABELS)}, since data.kind is mrnet; "
+                f"got {', '.join(unknown)}"
+            )
+        if not self.privacy.enabled:
+            return self
+        if self.privacy.unit != self.unit:
+            says = (
+                "doesn't say whose an exam is" if self.unit == "exam" else "says whose images are"
+            )
+            raise ValueError(
+                f"`privacy.unit` must be {self.unit}, since data.kind is {self.data.kind}, which "
+                f"{says}"
+            )
+        if self.training.augmentation.mixup:
+            raise ValueError(
+                "`training.augmentation.mixup` must be 0 under privacy, since a mixed image holds "
+                "two patients, so that clipping would bound neither"
+            )
+        return self
+
+    @property
+    def unit(self) -> Literal["patient", "exam"]:
+        """What is counted, resampled and hidden: exams where the data don't say whose they are."""
+        return "exam" if self.data.kind == "mrnet" else "patient"
 
     def canonical(self) -> str:
         """The study as the sites get it: canonical JSON without `simulation`."""
@@ -439,7 +688,8 @@ def _sentence(schema: type[BaseModel], problem: Any, where: str) -> str:
                 "Change it there."
             )
         case "value_error":
-            return f"{where}: `{key}` must be {problem['ctx']['error']}. Change it there."
+            begin = f"`{key}` must be " if key else ""  # of the whole file: a sentence by itself
+            return f"{where}: {begin}{problem['ctx']['error']}. Change it there."
         case "string_pattern_mismatch":
             wanted = _WANTED_PATTERN[problem["ctx"]["pattern"]]
         case "too_short":

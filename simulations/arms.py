@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.cohort import Cohort, Examples
+from client.cohort import Cohort, Examples, Stored
 from client.training import privacy_plan, train_plain, train_private
 from common.config import Study
 from common.errors import RunFailed
@@ -70,12 +70,10 @@ def train_arm(
         if arm.private:
             declared = sum(cohort.site.declared_patients or 0 for cohort in chosen)
             plan = privacy_plan(study, declared_patients=declared)
-            train_private(module, examples, study.privacy, plan=plan, secret=secret, device=device)
+            train_private(module, examples, study, plan=plan, secret=secret, device=device)
         else:
             size = study.training.batch_size * len(chosen)
-            train_plain(
-                module, examples, study.training, batch_size=size, secret=secret, device=device
-            )
+            train_plain(module, examples, study, batch_size=size, secret=secret, device=device)
     weights = pack(model)
     if not np.isfinite(weights).all():
         key = "privacy.learning_rate" if arm.private else "training.learning_rate"
@@ -86,13 +84,11 @@ def train_arm(
 
 
 def _pooled(parts: list[Examples]) -> Examples:
-    """The training sides of several sites as one; a single one is not copied."""
-    if len(parts) == 1:
-        return parts[0]
-    inputs = np.concatenate([part.inputs[part.rows] for part in parts])
+    """The training sides of several sites as one; no image is copied."""
+    starts = np.cumsum([0, *(len(part.inputs) for part in parts)])
     return Examples(
-        inputs=inputs,
-        labels=np.concatenate([part.labels[part.rows] for part in parts]),
-        patients=np.concatenate([part.patients[part.rows] for part in parts]),
-        rows=np.arange(len(inputs)),
+        inputs=Stored(tuple(array for part in parts for array in part.inputs.parts)),
+        labels=np.concatenate([part.labels for part in parts]),
+        patients=np.concatenate([part.patients for part in parts]),
+        rows=np.concatenate([part.rows + at for part, at in zip(parts, starts, strict=False)]),
     )

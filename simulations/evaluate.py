@@ -1,7 +1,7 @@
 """Score model files or whole runs on data: per site, pooled and by subgroup, with intervals.
 
 The model's own study says how an image becomes its input; the data only say where images are.
-Of a run, each patient is scored by a model that did not train on them.
+Of a run, each patient (or exam) is scored by a model that was not trained on it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from common.config import (
     Federation,
     IldData,
     ManifestData,
+    MrnetData,
     Simulation,
     SiteSettings,
     Study,
@@ -33,6 +34,7 @@ from common.errors import BadInput
 from common.metrics import (
     Evaluation,
     Predictions,
+    Unit,
     concatenate,
     confusion_matrix,
     evaluate_by_group,
@@ -45,25 +47,26 @@ from common.report import (
     ReportInput,
     RunFacts,
     format_table,
+    label_counts,
     metrics_table,
     print_table,
     write_report,
 )
 from simulations.folder import legs, read_split, write_json
-from simulations.report import LIMITATIONS
-from simulations.result import RESAMPLES, versions
+from simulations.report import intervals, limitations
+from simulations.result import RESAMPLES, not_covered, versions
 from simulations.sites import data_label, simulated_sites
-from simulations.statements import NOT_COVERED
 
 ALL_PATIENTS = (
-    "every patient in the data is scored; a model file can't tell whether it was trained on some "
-    "of them (evaluate the run's folder to have only its test patients scored)"
+    "every {unit} in the data is scored; a model file can't tell whether it was trained on some "
+    "of them (evaluate the run's folder to have only its test {unit}s scored)"
 )
-TEST_COLUMN = "only the patients whose `split` is test are scored"
+TEST_SIDE = "only the {unit}s that the data keep for testing are scored"
 NOT_RUN = ("training: the models are scored as they are",)
-INTERVALS = "In parentheses: 95 % intervals, by resampling patients within site and class."
-TEST_PATIENTS = "each patient is scored by a model that did not train on them"
-OTHER_SITES = " (all patients of {}: no site of that name trained; make sure it had no other name)"
+TEST_PATIENTS = "each {unit} is scored by a model that was not trained on that {unit}"
+OTHER_SITES = (
+    " (all {unit}s of {sites}: no site of that name trained; make sure it had no other name)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ class Scored:
             "weights_sha256": self.card.weights_sha256,
             "study": self.card.study.name,
             "study_sha256": self.card.study.sha256,
+            "task": self.card.study.task,
+            "unit": self.predictions.unit,
             "privacy": dict(self.card.privacy),
             "scored": self.who,
             "images": len(self.predictions),
@@ -119,11 +124,11 @@ def evaluate_models(
     """
     settle()
     scored = tuple(_score(path, data, by) for path in paths)
-    if len({one.predictions.classes for one in scored}) > 1:
+    if len({(one.predictions.classes, one.card.study.task) for one in scored}) > 1:
+        kinds = [f"{one.name}: {one.card.study.task}, {one.predictions.classes}" for one in scored]
         raise BadInput(
-            "models of the same classes, in the same order, can be evaluated together; got "
-            f"{'; '.join(f'{one.name}: {one.predictions.classes}' for one in scored)}. "
-            "Evaluate them one by one."
+            "models of one task and the same classes, in the same order, can be evaluated "
+            f"together; got {'; '.join(kinds)}. Evaluate them one by one."
         )
     return scored
 
@@ -135,17 +140,18 @@ def _score(path: Path, data: Path, by: Sequence[str]) -> Scored:
     study = _with_data(card.study, data)
     sites = _sites(study, data)
     cohorts = {name: open_cohort(s, study, find_device(s.device)) for name, s in sites.items()}
-    who = _who(path, cohorts)
+    unit = study.unit
+    who = _who(path, cohorts, unit)
     parts = []
     for fold, file in models:
         module = trained_part(load(file))
         for cohort in cohorts.values():
             rows = _rows(path, fold, cohort)
             device = find_device(cohort.site.device)
-            parts.append(predict_cohort(module, cohort, rows, classes=study.classes, device=device))
+            parts.append(predict_cohort(module, cohort, rows, study=study, device=device))
     predictions = concatenate(parts)
     if not len(predictions):
-        raise BadInput(f"{data}: expected at least one patient to score; got none.")
+        raise BadInput(f"{data}: expected at least one {unit} to score; got none.")
     seed = study.seed  # as the run itself does, so that its own numbers come out again
     evaluation = evaluate_by_site(predictions, seed=seed, resamples=RESAMPLES)
     for column in by:
@@ -178,8 +184,8 @@ def _with_data(study: Study, data: Path) -> Study:
     """The model's study, told where the data are; which patients to score is decided later."""
     own = study.data.model_copy(update={"folds": None})
     if data.suffix not in (".yaml", ".yml"):
-        if not (data.is_dir() and isinstance(own, IldData)):  # a folder of ILD trees
-            own = ManifestData(image_size_px=own.image_size_px, intensity=own.intensity)
+        if not data.is_dir():  # a folder holds trees of the model's own kind
+            own = _as_manifest(own, data)
         simulation = Simulation(data=data)
     elif is_study(data):
         named = load_study(data)
@@ -192,8 +198,26 @@ def _with_data(study: Study, data: Path) -> Study:
     else:
         simulation = Simulation()
     federation = Federation()  # rules of a round mean nothing here
-    return study.model_copy(
+    study = study.model_copy(
         update={"data": own, "simulation": simulation, "federation": federation}
+    )
+    # What was promised in training stands in the model's card; here the unit is that of the data.
+    privacy = study.privacy.model_copy(update={"unit": study.unit})
+    return study.model_copy(update={"privacy": privacy})
+
+
+def _as_manifest(own: ManifestData | IldData | MrnetData, data: Path) -> ManifestData:
+    """How a manifest's images become the input of a model that was trained on another kind."""
+    if own.planes > 1:
+        raise BadInput(
+            f"{data.name}: a folder of {own.kind} trees was expected, since the model's images "
+            f"consist of {own.planes} volumes; got a manifest, which names one."
+        )
+    return ManifestData(
+        image_size_px=own.image_size_px,
+        intensity=own.intensity,
+        preprocessing=own.preprocessing,
+        slices=own.slices,
     )
 
 
@@ -223,13 +247,14 @@ def _rows(path: Path, fold: int, cohort: Cohort) -> NDArray[np.int64]:
     return np.arange(len(data.labels))
 
 
-def _who(path: Path, cohorts: Mapping[str, Cohort]) -> str:
+def _who(path: Path, cohorts: Mapping[str, Cohort], unit: Unit) -> str:
     if path.is_dir():
         new = [name for name in cohorts if not read_split(path, name)]
         # Patients are known by their site and name, so a renamed site's would pass for new ones.
-        return TEST_PATIENTS + (OTHER_SITES.format(", ".join(new)) if new else "")
+        others = OTHER_SITES.format(unit=unit, sites=", ".join(new)) if new else ""
+        return TEST_PATIENTS.format(unit=unit) + others
     sides = any((cohort.dataset.sides != "").any() for cohort in cohorts.values())
-    return TEST_COLUMN if sides else ALL_PATIENTS
+    return (TEST_SIDE if sides else ALL_PATIENTS).format(unit=unit)
 
 
 def text(scored: Sequence[Scored]) -> str:
@@ -269,9 +294,12 @@ def _report(scored: Sequence[Scored]) -> ReportInput:
             hashes={one.name: one.card.weights_sha256 for one in scored},
         ),
         data_label=first.data_label,
-        data_description=f"{first.patients} patients, {len(first.predictions)} images; {first.who}",
+        data_description=f"{_counted(first)}; {first.who}",
         privacy=_privacy(scored),
+        partition="",
         sites=(),
+        task=study.task,
+        unit=first.predictions.unit,
         classes=first.predictions.classes,
         evaluation={one.name: one.evaluation for one in scored},
         resamples=RESAMPLES,
@@ -280,7 +308,7 @@ def _report(scored: Sequence[Scored]) -> ReportInput:
         history={},
         history_caption="",
         not_run=NOT_RUN,
-        limitations=LIMITATIONS,
+        limitations=limitations(first.predictions.unit, study.task),
     )
 
 
@@ -290,6 +318,7 @@ def _privacy(scored: Sequence[Scored]) -> PrivacyStatement:
     alike = all(one.card.privacy == privacy for one in scored)
     enabled = alike and "epsilon" in privacy
     each = "; ".join(f"{one.name}: {one.card.privacy['sentence']}" for one in scored)
+    units = {one.card.privacy.get("unit") for one in scored if "epsilon" in one.card.privacy}
     return PrivacyStatement(
         enabled=enabled,
         guarantee=str(privacy.get("guarantee", privacy["sentence"])) if alike else each,
@@ -298,27 +327,32 @@ def _privacy(scored: Sequence[Scored]) -> PrivacyStatement:
         adjacency=str(privacy.get("adjacency", "none")),
         trust_model=str(privacy.get("trust_model", "none")),
         randomness=str(privacy.get("randomness", "none")),
-        not_covered=NOT_COVERED if any("epsilon" in one.card.privacy for one in scored) else (),
+        not_covered=not_covered("exam" if "exam" in units else "patient") if units else (),
     )
 
 
 def _text(scored: Scored) -> str:
     counts = confusion_matrix(scored.predictions)
     classes = scored.predictions.classes
-    matrix = format_table(
-        ("true class", *(f"said {name}" for name in classes)),
-        [(name, *map(str, row)) for name, row in zip(classes, counts.tolist(), strict=True)],
-    )
+    if scored.predictions.multi_label:
+        header, rows = label_counts(classes, counts)
+    else:
+        header = ("true class", *(f"said {name}" for name in classes))
+        rows = [(name, *map(str, row)) for name, row in zip(classes, counts.tolist(), strict=True)]
     return "\n".join(
         [
-            f"{scored.name}: {scored.patients} patients, {len(scored.predictions)} images; "
-            f"{scored.who}",
+            f"{scored.name}: {_counted(scored)}; {scored.who}",
             f"Privacy of its training: {scored.card.privacy['sentence']}",
             "",
             print_table(metrics_table(scored.evaluation)),
             "",
-            matrix,
+            format_table(header, rows),
             "",
-            INTERVALS,
+            intervals(scored.predictions.unit, scored.card.study.task),
         ]
     )
+
+
+def _counted(scored: Scored) -> str:
+    unit, images = scored.predictions.unit, len(scored.predictions)
+    return f"{scored.patients} {unit}s, {images} images"

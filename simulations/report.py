@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import fmean
 
-from common.metrics import confusion_matrix
+from common.metrics import MIN_PATIENTS, Unit, confusion_matrix
 from common.privacy.epsilon import rounded_up
-from common.report.content import PrivacyStatement, ReportInput, RunFacts, SiteRow
+from common.report.content import STRATUM, PrivacyStatement, ReportInput, RunFacts, SiteRow, Task
 from common.report.text import (
     data_names,
     differences_table,
     format_table,
+    labels_table,
     models_table,
     print_table,
 )
@@ -20,23 +21,44 @@ from simulations.result import RESAMPLES, RunResult
 NOT_RUN = (
     "processes over gRPC: this is a simulation in one process, with the same two apps",
     "an attack on the model or an audit of the privacy bound",
-    "an external test set: all patients come from the sites that trained",
+    "an external test set: all {unit}s come from the sites that trained",
 )
-LIMITATIONS = (
-    "Patients of a small hospital give wide intervals; below 10 patients of a class none is given.",
-    "Several images of a patient are resampled together; patients are assumed independent.",
-    "Differences between models are not corrected for the number of comparisons.",
-)
+
+
+def limitations(unit: Unit, task: Task) -> tuple[str, ...]:
+    """What every page says about its own numbers."""
+    few = "of a class" if task == "multi-class" else "with or without a label"
+    together = {
+        "patient": "Several images of a patient are resampled together; patients are assumed "
+        "independent.",
+        "exam": "The data don't say which exams are of one patient: exams are resampled as if "
+        "independent, and one patient's may lie on both sides of a split.",
+    }
+    return (
+        f"A small hospital's {unit}s give wide intervals; below {MIN_PATIENTS} {unit}s {few} none "
+        "is given.",
+        together[unit],
+        "Differences between models are not corrected for the number of comparisons.",
+    )
+
+
+def intervals(unit: Unit, task: Task) -> str:
+    """What the terminal says below a table."""
+    return f"In parentheses: 95 % intervals, by resampling {unit}s within site and {STRATUM[task]}."
 
 
 def text(result: RunResult) -> str:
     """The table that `fedward simulate` ends with."""
+    study, unit = result.study, result.study.unit
     lines = [
-        f"Macro AUROC on the test patients of each site ({result.data_label} data)",
+        f"Macro AUROC on the test {unit}s of each site ({result.data_label} data)",
         "",
         print_table(models_table(result.evaluation, data_names(result.evaluation))),
-        "In parentheses: 95 % intervals, by resampling patients within site and class.",
+        intervals(unit, study.task),
     ]
+    if study.task == "multi-label":
+        table = print_table(labels_table(result.evaluation, study.classes))
+        lines += ["", "AUROC of each label, all sites pooled", "", table]
     if result.comparisons:
         named = [(f"{c.first} - {c.second}", c.difference) for c in result.comparisons]
         lines += [
@@ -50,10 +72,10 @@ def text(result: RunResult) -> str:
 
 def report_input(result: RunResult) -> ReportInput:
     """What the page says."""
-    study = result.study
+    study, unit = result.study, result.study.unit
     privacy = result.privacy()
     folds = study.data.folds
-    split = "one split by patient" if folds is None else f"{folds} folds by patient"
+    split = f"one split by {unit}" if folds is None else f"{folds} folds by {unit}"
     return ReportInput(
         title=f"{study.name}: {study.model.name}",
         run=RunFacts(
@@ -68,9 +90,9 @@ def report_input(result: RunResult) -> ReportInput:
         ),
         data_label=result.data_label,
         data_description=(
-            f"{study.data.kind} data, {sum(s['patients'] for s in result.sites.values())} patients "
-            f"at {len(result.sites)} sites, {split}; each patient is tested by models that did "
-            "not train on them."
+            f"{study.data.kind} data, {sum(s['patients'] for s in result.sites.values())} {unit}s "
+            f"at {len(result.sites)} sites, {split}; each {unit} is tested by models that were not "
+            f"trained on that {unit}."
         ),
         privacy=PrivacyStatement(
             enabled=privacy["enabled"],
@@ -82,6 +104,7 @@ def report_input(result: RunResult) -> ReportInput:
             randomness="the study's seed (simulation)",
             not_covered=tuple(privacy["not_covered"]),
         ),
+        partition=result.partition.table() if result.partition else "",
         sites=tuple(
             SiteRow(
                 name=name,
@@ -92,6 +115,8 @@ def report_input(result: RunResult) -> ReportInput:
             )
             for name, site in result.sites.items()
         ),
+        task=study.task,
+        unit=unit,
         classes=study.classes,
         evaluation=result.evaluation,
         resamples=RESAMPLES,
@@ -99,11 +124,11 @@ def report_input(result: RunResult) -> ReportInput:
         confusion={name: confusion_matrix(p) for name, p in result.predictions.items()},
         history=_curve(result),
         history_caption=(
-            "Loss of the global model on each site's test patients before each round"
+            f"Loss of the global model on each site's test {unit}s before each round"
             + ("" if folds is None else ", mean over folds")
         ),
-        not_run=NOT_RUN,
-        limitations=LIMITATIONS,
+        not_run=tuple(sentence.format(unit=unit) for sentence in NOT_RUN),
+        limitations=limitations(unit, study.task),
     )
 
 

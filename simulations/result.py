@@ -17,6 +17,7 @@ from common.metrics import POOLED, Evaluation, Predictions, compare, evaluate_by
 from common.models import ModelCard
 from common.report.content import HEADLINE, Comparison, DataLabel
 from simulations.arms import FEDERATED
+from simulations.partition import Partition
 from simulations.statements import (
     GUARANTEE,
     NOT_COVERED,
@@ -25,6 +26,9 @@ from simulations.statements import (
 )
 
 RESAMPLES = 1000
+SEVERAL_EXAMS = (
+    "a patient with several exams: the data don't say whose an exam is, so their epsilons add up"
+)
 _PACKAGES = ("fedward", "flwr", "torch", "torchvision", "opacus", "numpy", "pydicom", "grpcio")
 
 
@@ -46,6 +50,7 @@ class RunResult:
     evaluation: Mapping[str, Mapping[str, Evaluation]]  # model, data
     comparisons: tuple[Comparison, ...]
     histories: tuple[Sequence[Mapping[str, Any]], ...]  # one a fold
+    partition: Partition | None  # None: the sites are the data's own
 
     def as_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
@@ -55,6 +60,8 @@ class RunResult:
             "study": study.name,
             "study_sha256": study.sha256,
             "data": self.data_label,
+            "task": study.task,
+            "unit": study.unit,
             "model": study.model.name,
             "engine": self.engine,
             "rounds": study.training.rounds,
@@ -67,6 +74,7 @@ class RunResult:
             "versions": dict(self.versions),
             "device": self.device,
             "privacy": self.privacy(),
+            "partition": self.partition.as_json() if self.partition else None,
             "sites": {name: dict(site) for name, site in self.sites.items()},
             "evaluation": {
                 model: {
@@ -108,8 +116,13 @@ class RunResult:
             "guarantee": GUARANTEE,
             "target_epsilon": settings.target_epsilon,
             "target_delta": settings.target_delta,
-            "not_covered": list(NOT_COVERED),
+            "not_covered": list(not_covered(settings.unit)),
         }
+
+
+def not_covered(unit: str) -> tuple[str, ...]:
+    """What a promise to each `unit` leaves out; exams of a patient count as strangers."""
+    return (*NOT_COVERED, SEVERAL_EXAMS) if unit == "exam" else NOT_COVERED
 
 
 def versions() -> dict[str, str]:
@@ -128,6 +141,7 @@ def summarise(
     engine: str,
     device: torch.device,
     seconds: float,
+    partition: Partition | None = None,
 ) -> RunResult:
     """Evaluate all models on every site's test patients and gather what the run was.
 
@@ -137,6 +151,7 @@ def summarise(
         cards: the federated model's card of each fold.
         cohorts: the sites' data.
         seconds: how long the run took.
+        partition: how the data were divided among the sites; None: they are the data's own.
     """
     federated = predictions[FEDERATED]
     return RunResult(
@@ -167,6 +182,7 @@ def summarise(
             if name != FEDERATED
         ),
         histories=tuple(histories),
+        partition=partition,
     )
 
 

@@ -25,7 +25,7 @@ from simulations.engines import ENGINES
 from simulations.folder import Leg, check_folder, legs, open_folder, write_json
 from simulations.report import report_input
 from simulations.result import RunResult, summarise
-from simulations.sites import data_label, simulated_sites
+from simulations.sites import data_label, divided, simulated_sites
 from simulations.statements import arm_statement, model_statement, site_plan
 
 logger = logging.getLogger("fedward.simulate")
@@ -67,6 +67,10 @@ def run(
     compared = arms(study, tuple(cohorts)) if baselines else ()
     _check(study, cohorts, compared)
     open_folder(out, study, cohorts)
+    parts = divided(study)
+    if parts is not None:
+        logger.info("the data are divided among simulated sites:\n%s", parts.table())
+        write_json(out / "partition.json", parts.as_json())
     if study.privacy.enabled:
         sentence = model_statement(study, sites)["sentence"]
         logger.info("privacy after all rounds, in simulation: %s", sentence)
@@ -82,6 +86,7 @@ def run(
         histories=[read_history(leg.out / "history.jsonl") for leg in legs(study, out)],
         cards=[read_card(leg.model) for leg in legs(study, out)],
         cohorts=cohorts,
+        partition=parts,
         data_label=data_label(sites),
         engine=engine,
         device=device,
@@ -98,7 +103,8 @@ def open_cohorts(study: Study, sites: Mapping[str, SiteSettings]) -> dict[str, C
     for name, site in sites.items():
         cohorts[name] = open_cohort(site, study, find_device(site.device))
         count = len(set(cohorts[name].dataset.patients.tolist()))
-        logger.info("site %s: %d patients, %d images", name, count, len(cohorts[name].inputs))
+        images = len(cohorts[name].inputs)
+        logger.info("site %s: %d %ss, %d images", name, count, study.unit, images)
     return cohorts
 
 
@@ -109,8 +115,8 @@ def _check(study: Study, cohorts: Mapping[str, Cohort], compared: tuple[Arm, ...
             if not len(cohort.train_rows(leg.fold)):
                 fold = f" in fold {leg.fold}" if leg.fold else ""
                 raise BadInput(
-                    f"site {name} has no training patients{fold}; lower data.test_share, use more "
-                    "data.folds, or leave the site out of the data."
+                    f"site {name} has no training {study.unit}s{fold}; lower data.test_share, use "
+                    "more data.folds, or leave the site out of the data."
                 )
         if study.privacy.enabled:
             site_plan(study, cohort.site)
@@ -172,7 +178,7 @@ def _predictions(
         for cohort in cohorts.values():
             rows = cohort.test_rows(leg.fold)
             try:
-                part = predict_cohort(module, cohort, rows, classes=study.classes, device=device)
+                part = predict_cohort(module, cohort, rows, study=study, device=device)
             except BadInput:
                 raise RunFailed(
                     f"{leg.out / path}: diverged, its predictions are not finite. Lower the "

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import SITE_NAME, SITE_NAME_RULE, IldData, ManifestData, SiteSettings, Study
-from common.data.ild import TREE
-from common.data.readers import build_reader
-from common.data.source import Source
+from common.config import SITE_NAME, SITE_NAME_RULE, ManifestData, SiteSettings, Study
+from common.data.cache import mark_used
+from common.data.readers import build_reader, tree_name
 from common.errors import BadData, BadInput
 from common.files import cache_folder
 from common.report.content import DataLabel
-from simulations.phantoms.ild import IldPhantom, write_ild_phantom
+from simulations.partition import Partition, gather, partition
+from simulations.phantoms import phantom_of, write_phantom
 
 ROUNDED_TO = 5  # patients: what a simulated hospital declares when the study doesn't say
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One site's data, before anybody asked for settings."""
+
+    data: Path
+    patients: frozenset[str]  # as the data name them
+    include: tuple[str, ...] | None = None  # where a partition chose them
 
 
 def simulated_sites(study: Study) -> dict[str, SiteSettings]:
@@ -24,20 +35,46 @@ def simulated_sites(study: Study) -> dict[str, SiteSettings]:
     Raises:
         BadInput: no data, contradictory data, or settings for a site that isn't there.
     """
-    patients = _patients_by_site(study)
-    unknown = sorted(set(study.simulation.sites) - set(patients))
-    unknown += sorted(set(study.federation.weights) - set(patients))
+    found = _found_sites(study)
+    unknown = sorted(set(study.simulation.sites) - set(found))
+    unknown += sorted(set(study.federation.weights) - set(found))
     if unknown:
         raise BadInput(
-            f"simulation.sites and federation.weights may name {', '.join(sorted(patients))}; "
+            f"simulation.sites and federation.weights may name {', '.join(sorted(found))}; "
             f"got {', '.join(unknown)}. Mend the name or remove it."
         )
-    if len(patients) < study.federation.min_sites:
+    if len(found) < study.federation.min_sites:
         raise BadInput(
-            f"federation.min_sites must be at most {len(patients)}, the number of sites in the "
+            f"federation.min_sites must be at most {len(found)}, the number of sites in the "
             f"data; got {study.federation.min_sites}. Lower it in the study."
         )
-    return {name: _settings(study, name, *found) for name, found in sorted(patients.items())}
+    return {name: _settings(study, name, one) for name, one in sorted(found.items())}
+
+
+def divided(study: Study) -> Partition | None:
+    """How `simulation.partition` divides the data among sites; None where it isn't asked for.
+
+    Raises:
+        BadInput: there are several data sets, or they can't be divided as asked.
+    """
+    return None if study.simulation.partition is None else _divided(study.model_dump_json())
+
+
+@functools.lru_cache(maxsize=4)  # a run asks for the sites and for the table
+def _divided(study_text: str) -> Partition:
+    study = Study.model_validate_json(study_text)
+    config = study.simulation.partition
+    assert config is not None
+    root = _root(study)
+    trees = [root] if isinstance(study.data, ManifestData) else _trees(root, study)
+    if len(trees) > 1:
+        raise BadInput(
+            f"simulation.partition divides one data set among sites; {root} holds {len(trees)}. "
+            "Name one of them, or remove simulation.partition."
+        )
+    reader = build_reader(study, study.simulation.site_defaults)
+    found = reader.find(trees[0], study.classes)
+    return partition(gather(found, reader, classes=study.classes, config=config), config)
 
 
 def data_label(sites: Mapping[str, SiteSettings]) -> DataLabel:
@@ -53,36 +90,51 @@ def data_label(sites: Mapping[str, SiteSettings]) -> DataLabel:
     return "phantom" if notes else "real"
 
 
-def _settings(study: Study, name: str, data: Path, patients: set[str]) -> SiteSettings:
+def _settings(study: Study, name: str, found: _Found) -> SiteSettings:
     said = study.simulation.site(name)
-    counted = len(patients - set(said.exclude))
+    counted = len(found.patients - set(said.exclude))
     rounded = max(ROUNDED_TO, ROUNDED_TO * round(counted / ROUNDED_TO))
     return SiteSettings(
         name=name,
-        data=data,
+        data=found.data,
+        columns=said.columns,
+        labels=said.labels,
         declared_patients=said.declared_patients or rounded,
         exclude=said.exclude,
+        include=found.include,
         device=said.device,
         release=said.release,
         randomness="seeded-for-testing",  # a simulation is repeatable and guarantees nothing
     )
 
 
-def _patients_by_site(study: Study) -> dict[str, tuple[Path, set[str]]]:
-    """Each site's data and patients, as the data name them."""
+def _found_sites(study: Study) -> dict[str, _Found]:
+    """Each site's data and patients: as divided, else as the data say."""
+    parts = divided(study)
     root = _root(study)
-    reader = build_reader(study.data)
-    match study.data:
-        case ManifestData():
-            return {
-                site: (root, {source.patient for source in sources})
-                for site, sources in _by_site(reader.find(root, study.classes)).items()
-            }
-        case IldData():
-            return {
-                tree.name: (tree, {source.patient for source in reader.find(tree, study.classes)})
-                for tree in _ild_trees(root)
-            }
+    if parts is not None:
+        data = root if isinstance(study.data, ManifestData) else _trees(root, study)[0]
+        return {
+            name: _Found(data, frozenset(patients), patients)
+            for name, patients in parts.sites.items()
+        }
+    if isinstance(study.data, ManifestData):
+        reader = build_reader(study, study.simulation.site_defaults)
+        by_site: dict[str, set[str]] = {}
+        for source in reader.find(root, study.classes):
+            if source.site is None:
+                raise BadData(
+                    f"{root.name}: the column site is missing, so the data don't say which sites "
+                    "there are; add it or divide them with simulation.partition."
+                )
+            by_site.setdefault(source.site, set()).add(source.patient)
+        return {site: _Found(root, frozenset(patients)) for site, patients in by_site.items()}
+    return {tree.name: _Found(tree, _patients(study, tree)) for tree in _trees(root, study)}
+
+
+def _patients(study: Study, tree: Path) -> frozenset[str]:
+    reader = build_reader(study, study.simulation.site(tree.name))
+    return frozenset(source.patient for source in reader.find(tree, study.classes))
 
 
 def _root(study: Study) -> Path:
@@ -101,35 +153,30 @@ def _root(study: Study) -> Path:
             "simulation.data is missing: say where the images are with --data PATH "
             "(or set simulation.phantom to generate some)."
         )
-    if not isinstance(study.data, IldData):
-        raise BadInput("simulation.phantom writes ILD trees; set `data.kind: ild` to read them.")
-    parameters = IldPhantom(
-        patients=phantom.patients,
-        hospitals=phantom.hospitals,
-        seed=phantom.seed,
-        shift=phantom.shift,
-        equal_sizes=phantom.equal_sizes,
-    )
-    folder = cache_folder() / f"phantom-{parameters.sha256}"
+    if phantom.kind != study.data.kind:
+        raise BadInput(
+            f"simulation.phantom.kind must be {study.data.kind}, as data.kind is; got "
+            f"{phantom.kind}. Change one of them."
+        )
+    generated = phantom_of(phantom)
+    folder = cache_folder() / f"phantom-{generated.sha256}"
     if not folder.is_dir():
-        write_ild_phantom(folder, parameters)
+        write_phantom(folder, generated)
+    mark_used(folder)
     return folder
 
 
-def _by_site(sources: tuple[Source, ...]) -> dict[str, list[Source]]:
-    sites: dict[str, list[Source]] = {}
-    for source in sources:
-        sites.setdefault(str(source.site), []).append(source)
-    return sites
-
-
-def _ild_trees(root: Path) -> list[Path]:
-    """One tree a hospital below `root`, or `root` itself as the only one."""
-    trees = [root] if (root / TREE).is_dir() else sorted(p.parent for p in root.glob(f"*/{TREE}"))
+def _trees(root: Path, study: Study) -> list[Path]:
+    """The folders that hold one tree each: one a hospital below `root`, or `root` itself."""
+    assert not isinstance(study.data, ManifestData)  # a manifest is no tree
+    name = tree_name(study.data)
+    if root.name == name or (root / name).is_dir():
+        return [root]
+    trees = sorted(path.parent for path in root.glob(f"*/{name}"))
     if not trees:
         raise BadData(
-            f"{root}: expected a folder {TREE} in it, or one folder a hospital that holds "
-            f"{TREE}; got neither. Name the folder above them."
+            f"{root}: expected a folder {name} in it, or one folder a hospital that holds "
+            f"{name}; got neither. Name the folder above them."
         )
     odd = [tree.name for tree in trees if not re.fullmatch(SITE_NAME, tree.name)]
     if odd:

@@ -34,6 +34,9 @@ CONTRACT = {
     "evaluate": {"--data", "--by", "--out", "--json"},
     "privacy plan": {"--data", "--set", "--json"},
     "data phantom": {"--patients", "--hospitals", "--seed"},
+    "data check": {"--json"},
+    "data manifest": {"--out", "--site", "--folders", "--pictures"},
+    "data prune": {"--older-than"},
     "schema": {"--yaml", "--json"},
 }  # fmt: skip
 
@@ -247,6 +250,17 @@ BAD_INPUT: dict[str, tuple[Break, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "unknown phantom": (fine, ("data", "phantom", "mri", "out"), ("ild", "mri")),
     "phantom over other files": (fine, ("data", "phantom", "ild", "images"), ("images", "empty")),
+    "data to check that are not there": (
+        fine,
+        ("data", "check", "nowhere"),
+        ("nowhere", "does not exist", "name a folder"),
+    ),
+    "a manifest that is there already": (
+        fine,
+        ("data", "manifest", "."),
+        ("manifest.csv", "is there already", "--out"),
+    ),
+    "pruning what is in use": (fine, ("data", "prune", "--older-than", "0"), ("x>=1",)),
     "unwritable output": (
         _file,
         ("simulate", "study.yaml", "--out", "file/below"),

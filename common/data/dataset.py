@@ -1,7 +1,8 @@
 """A site's images as the model sees them: decoded and resized once, then memory-mapped.
 
-The cache holds float32 pixels in [-1, 1], labels and pseudonymous patient keys, under a name that
-is a hash of every file's content and every parameter; identifying fields end at this door.
+The cache holds pixels, labels and pseudonymous patient keys, under a name that is a hash of every
+file's content and every parameter; identifying fields end at this door. Pictures are kept in 32
+bits, volumes in 16: a full set of exams is a thousand times larger, and its scanners gave 12 bits.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pillow
 
-from common.config import CHANNELS, Intensity
-from common.data.source import Reader, Source
+from common.data.cache import mark_used
+from common.data.preprocessing import Preprocessing
+from common.data.source import Image, Reader, Source
 from common.errors import BadData, BadInput
 from common.files import write_atomically
 
-_FORMAT = 2  # raise it when the cache's content changes
+_FORMAT = 3  # raise it when the cache's content changes
 _SHOWN_PROBLEMS = 10
 
 
@@ -38,28 +39,14 @@ class Dataset:
     `fingerprint` is the hash of all files and parameters; `folder` is the cache entry.
     """
 
-    images: NDArray[np.float32]  # (N, 1, size, size), memory-mapped, values in [-1, 1]
-    labels: NDArray[np.int64]  # (N,)
+    # Memory-mapped: pictures (N, 1, px, px) float32, volumes (N, planes, slices, px, px) float16.
+    images: NDArray[np.floating]
+    labels: NDArray[np.int64]  # (N,) class indices, or (N, K) of 0 and 1 in a multi-label task
     patients: NDArray[np.str_]  # (N,) pseudonymous keys
     sides: NDArray[np.str_]  # (N,) "train", "test" or "": what the data themselves say
     groups: Mapping[str, NDArray[np.str_]]  # subgroup columns, each (N,)
     fingerprint: str
     folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """From a file's pixels to the model's input; public constants only."""
-
-    image_size_px: int
-    intensity: Intensity
-
-    def apply(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One image (C, H, W) as (C, size, size) in [-1, 1]: padded to a square, resized."""
-        low, high = self.intensity.low, self.intensity.high
-        scaled = (np.clip(pixels, low, high) - low) * (2 / (high - low)) - 1
-        size = self.image_size_px
-        return np.stack([_resize(channel, size) for channel in scaled.astype(np.float32)])
 
 
 def open_dataset(
@@ -83,10 +70,12 @@ def open_dataset(
     ordered = sorted(sources, key=lambda source: (source.patient, str(source.path)))
     key = _key(ordered, reader, preprocessing, pseudonym_key)
     entry = cache / f"images-{key}"
-    size = preprocessing.image_size_px
-    if not _whole(entry, size):
+    mark_used(entry)  # before it is opened, so that pruning leaves it alone
+    found = _whole(entry)
+    if found is None:
         _build(entry, ordered, reader, preprocessing, pseudonym_key)
-    return _read(entry, size)
+        found = _read(entry)
+    return found
 
 
 def derived(
@@ -94,10 +83,10 @@ def derived(
     name: str,
     compute: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     *,
-    width: int,
+    shape: tuple[int, ...],
     batch: int = 32,
 ) -> NDArray[np.float32]:
-    """An array (N, width) computed once per image, kept beside the images, memory-mapped.
+    """An array (N, *shape) computed once per image, kept beside the images, memory-mapped.
 
     Always computed in batches of one size, since in another size an image gets other last bits (of
     1e-5 in a frozen encoder): under privacy nobody's features may tell how many others there are.
@@ -107,11 +96,11 @@ def derived(
         folder = dataset.folder
         with _writing(folder), _replacing(path) as partial, partial.open("wb") as file:
             for start in range(0, len(dataset.images), batch):
-                images = np.array(dataset.images[start : start + batch])
+                images = np.array(dataset.images[start : start + batch], dtype=np.float32)
                 blank = np.zeros((batch - len(images), *images.shape[1:]), dtype=images.dtype)
                 rows = compute(np.concatenate([images, blank]))[: len(images)]
                 file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
-    return np.memmap(path, dtype="<f4", mode="r", shape=(len(dataset.labels), width))
+    return np.memmap(path, dtype="<f4", mode="r", shape=(len(dataset.labels), *shape))
 
 
 def pseudonym(patient: str, key: bytes) -> str:
@@ -125,17 +114,22 @@ def _key(
     digest = hashlib.sha256(f"{_FORMAT} {reader!r} {preprocessing!r}".encode())
     digest.update(hashlib.sha256(pseudonym_key).digest())
     for source in sources:
-        try:
-            with source.path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise BadData(
-                f"{source.path.name}: can't be read ({error.strerror}); make it readable or "
-                "remove it from the data."
-            ) from None
+        contents = [_content(path) for path in source.paths]
         fields = (source.patient, source.side, repr(source.detail), sorted(source.groups.items()))
-        digest.update(f"{content} {fields!r}".encode())
+        digest.update(f"{' '.join(contents)} {fields!r}".encode())
     return digest.hexdigest()
+
+
+def _content(path: Path) -> str:
+    """The hash of a file's content."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadData(
+            f"{path.name}: can't be read ({error.strerror}); make it readable or "
+            "remove it from the data."
+        ) from None
 
 
 def _build(
@@ -149,17 +143,19 @@ def _build(
     with _writing(entry.parent):
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))  # mode 0700
     try:
-        with _writing(entry.parent), (partial / "images.f32").open("wb") as file:
+        with _writing(entry.parent), (partial / "images.bin").open("wb") as file:
             table = _decode(file, sources, reader, preprocessing, pseudonym_key)
             os.fsync(file.fileno())  # an entry that is there must survive a power cut whole
         with _writing(entry.parent):
             write_atomically(partial / "table.json", json.dumps(table).encode())
-            if not _whole(entry, preprocessing.image_size_px):
+            for path in partial.iterdir():
+                path.chmod(0o600)
+            if _whole(entry) is None:
                 shutil.rmtree(entry, ignore_errors=True)  # somebody tidied up inside it
             try:
                 partial.rename(entry)
             except OSError:
-                if not _whole(entry, preprocessing.image_size_px):
+                if _whole(entry) is None:
                     raise
                 # Another process was faster.
     finally:
@@ -172,23 +168,28 @@ def _decode(
     reader: Reader,
     preprocessing: Preprocessing,
     pseudonym_key: bytes,
-) -> dict[str, list[object]]:
+) -> dict[str, Any]:
     """Append every image to `file`; returns the table of whose they are."""
-    table: dict[str, list[object]] = {"labels": [], "patients": [], "sides": [], "groups": []}
+    dtype = "<f4" if preprocessing.slices is None else "<f2"
+    table: dict[str, Any] = {"dtype": dtype, "shape": []}
+    table |= {"labels": [], "patients": [], "sides": [], "groups": []}
     problems: list[str] = []
     for source in sources:
         try:
-            images = reader.decode(source)
+            images = [
+                (_applied(preprocessing, image, source), image.label)
+                for image in reader.decode(source)
+            ]
         except BadData as problem:
             problems.append(str(problem))
             if len(problems) == _SHOWN_PROBLEMS:
                 break
             continue
         key = pseudonym(source.patient, pseudonym_key)
-        for image in images:
-            pixels = preprocessing.apply(image.pixels)
-            file.write(np.ascontiguousarray(pixels, dtype="<f4").tobytes())
-            table["labels"].append(image.label)
+        for pixels, label in images:
+            file.write(np.ascontiguousarray(pixels, dtype=table["dtype"]).tobytes())
+            table["shape"] = list(pixels.shape)
+            table["labels"].append(label)
             table["patients"].append(key)
             table["sides"].append(source.side)
             table["groups"].append(dict(source.groups))
@@ -199,22 +200,28 @@ def _decode(
     return table
 
 
-def _whole(entry: Path, size: int) -> bool:
-    """Whether there is a cache entry that can be read."""
+def _applied(preprocessing: Preprocessing, image: Image, source: Source) -> NDArray[np.float32]:
     try:
-        _read(entry, size)
+        return preprocessing.apply(image.planes)
+    except BadData as problem:
+        raise BadData(f"{source.path.name}: {problem}") from None
+
+
+def _whole(entry: Path) -> Dataset | None:
+    """The cache entry, or None where there is none that can be read."""
+    try:
+        return _read(entry)
     except (OSError, ValueError, LookupError):
-        return False
-    return True
+        return None
 
 
-def _read(entry: Path, size: int) -> Dataset:
+def _read(entry: Path) -> Dataset:
     table = json.loads((entry / "table.json").read_text())
     count = len(table["labels"])
     names = sorted({name for groups in table["groups"] for name in groups})
     return Dataset(
         images=np.memmap(
-            entry / "images.f32", dtype="<f4", mode="r", shape=(count, CHANNELS, size, size)
+            entry / "images.bin", dtype=table["dtype"], mode="r", shape=(count, *table["shape"])
         ),
         labels=np.asarray(table["labels"], dtype=np.int64),
         patients=np.asarray(table["patients"], dtype=np.str_),
@@ -226,21 +233,6 @@ def _read(entry: Path, size: int) -> Dataset:
         fingerprint=entry.name.removeprefix("images-"),
         folder=entry,
     )
-
-
-def _resize(channel: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """(H, W) to (size, size), antialiased; the shorter side is padded with the lowest value."""
-    height, width = channel.shape
-    if (height, width) == (size, size):
-        return channel
-    # Padded after resizing: a square around a very long image would not fit into memory.
-    scale = size / max(height, width)
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    resized = Pillow.fromarray(channel).resize((columns, rows), Pillow.Resampling.BILINEAR)
-    top, left = (size - rows) // 2, (size - columns) // 2
-    square = np.full((size, size), -1, dtype=np.float32)
-    square[top : top + rows, left : left + columns] = np.asarray(resized)
-    return square
 
 
 @contextmanager

@@ -39,21 +39,21 @@ def hashed(patient_keys: Sequence[str], *, shares: Sequence[float], seed: int) -
 
 
 def stratified(
-    classes_of: Mapping[str, int], *, shares: Sequence[float], seed: int
+    strata_of: Mapping[str, int], *, shares: Sequence[float], seed: int
 ) -> dict[str, int]:
-    """Each patient's part without privacy: every class in the same shares, as near as whole
+    """Each patient's part without privacy: every stratum in the same shares, as near as whole
     patients allow.
 
     Args:
-        classes_of: each patient's class (the one most of their images have).
+        strata_of: each patient's stratum, see `strata`.
         shares: wanted share of each part, summing to 1.
         seed: the study's public seed.
     """
     parts: dict[str, int] = {}
-    ordered = sorted(classes_of, key=lambda key: (classes_of[key], position(key, seed=seed)))
+    ordered = sorted(strata_of, key=lambda key: (strata_of[key], position(key, seed=seed)))
     filled = np.zeros(len(shares))
-    # One pass over all patients, class after class: the part that lags most behind its share
-    # takes the next, so a class of few patients still spreads and parts stay equal in size.
+    # One pass over all patients, stratum after stratum: the part that lags most behind its share
+    # takes the next, so one of few patients still spreads and parts stay equal in size.
     for done, key in enumerate(ordered, start=1):
         behind = np.asarray(shares) * done - filled
         parts[key] = int(np.argmax(behind))
@@ -61,9 +61,19 @@ def stratified(
     return parts
 
 
-def majority_class(patients: NDArray[np.str_], labels: NDArray[np.int64]) -> dict[str, int]:
-    """Each patient's most frequent label; the smaller label where two are equally frequent."""
+def strata(patients: NDArray[np.str_], labels: NDArray[np.int64]) -> dict[str, int]:
+    """What each patient is to be stratified by.
+
+    Multi-class labels (N,): the most frequent one, the smaller where two are equally frequent.
+    Multi-label ones (N, K): the set of labels that any of the patient's images has, as a number.
+    """
     keys, patient_of = np.unique(patients, return_inverse=True)
-    counts = np.zeros((len(keys), labels.max(initial=0) + 1), dtype=np.int64)
-    np.add.at(counts, (patient_of, labels), 1)
-    return {str(key): int(label) for key, label in zip(keys, counts.argmax(axis=1), strict=True)}
+    if labels.ndim == 1:
+        counts = np.zeros((len(keys), labels.max(initial=0) + 1), dtype=np.int64)
+        np.add.at(counts, (patient_of, labels), 1)
+        chosen = counts.argmax(axis=1)
+    else:
+        any_image = np.zeros((len(keys), labels.shape[1]), dtype=np.int64)
+        np.maximum.at(any_image, patient_of, labels)
+        _, chosen = np.unique(any_image, axis=0, return_inverse=True)
+    return {str(key): int(stratum) for key, stratum in zip(keys, chosen, strict=True)}

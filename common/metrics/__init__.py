@@ -11,7 +11,7 @@ from common.metrics.bootstrap import (
     evaluate_by_group,
     evaluate_by_site,
 )
-from common.metrics.predictions import Predictions, concatenate
+from common.metrics.predictions import Predictions, Unit, concatenate
 from common.metrics.weighted import confusion_matrix, metric_names, point_metrics
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Predictions",
+    "Unit",
     "compare",
     "concatenate",
     "confusion_matrix",

@@ -1,23 +1,27 @@
 """Intervals that know that images of a patient belong together: a stratified patient bootstrap.
 
-Patients are drawn with replacement within each stratum, a site and a class (the patient's most
-frequent label, of equals the first); all images of a drawn patient come along. Of n patients
-n - 1 are drawn, each with weight n / (n - 1) (Rao & Wu, JASA 1988; Rao, Wu & Yue, Survey
-Methodology 1992): drawing n understates the variance by (n - 1) / n, and hospitals have few
-patients of a class (4 a stratum: it covered 89 % instead of 93 %; 2: 77 % instead of 90 %).
-Strata of a single patient are joined by class, since alone they would never vary. Intervals are
-95 % percentile intervals over the resamples where the value is defined. They describe which test
-patients were met, not the chance in training.
+Patients (exams, where the data don't say whose they are) are drawn with replacement within each
+stratum, a site and a class: the patient's most frequent label, or in multi-label tasks combination
+of labels, of equals the first. All images of a drawn patient come along. Of n patients n - 1 are
+drawn, each with weight n / (n - 1) (Rao & Wu, JASA 1988; Rao, Wu & Yue, Survey Methodology 1992):
+drawing n understates the variance by (n - 1) / n, and hospitals have few patients of a class (4 a
+stratum: it covered 89 % instead of 93 %; 2: 77 % instead of 90 %). Strata of a single patient are
+joined by class, and those still alone with one another, since alone they would never vary.
+Intervals are 95 % percentile intervals over the resamples where the value is defined. They describe
+which test patients were met, given each site's mix of classes (which counts most for precision: of
+60 patients with a random mix it covered 85 %), not the chance in training.
 
 When a number is not given
 | situation | value | interval |
 |---|---|---|
 | nothing to count (no patient of the class, nothing predicted as the class) | none | none |
 | fewer than 10 patients of a class involved | given | none |
+| multi-label: fewer than 10 with, or without, a label involved | given | none |
 | every resample gives the same value, as at an AUROC of 1 | given | none |
-`recall:X` involves the patients with an image of X; `precision:X` these and the patients with an
-image predicted as X; `auroc:X` these and the patients with an image of another class; `accuracy`
-every class that occurs; `balanced_accuracy` and `macro_auroc` every class.
+`recall:X` involves the patients with an image of X, `specificity:X` those with an image that is not
+of X, `auroc:X` both; `precision:X` those with an image of X and those with an image predicted as X;
+`balanced_accuracy` and `macro_auroc` every class (multi-label: with and without it); `accuracy`
+what of that occurs.
 """
 
 from __future__ import annotations
@@ -35,6 +39,11 @@ from common.metrics.weighted import Values, Weights, metric_names, weighted_metr
 MIN_PATIENTS = 10  # of a class: below, percentile intervals cover far less than they claim
 LEVEL = (0.025, 0.975)
 CHUNK = 50  # resamples held in memory at once; part of the random stream, so it never changes
+
+WORDS = {  # by multi-label: having a class, not having it, being said to have it
+    False: ("of class {}", "of a class other than {}", "predicted as {}"),
+    True: ("with the label {}", "without the label {}", "predicted to have the label {}"),
+}
 
 POOLED = "all"
 MEAN_OF_SITES = "mean-of-sites"
@@ -179,17 +188,19 @@ def _patient_resamples(predictions: Predictions, seed: int, resamples: int) -> I
 
 
 def _strata(predictions: Predictions) -> list[NDArray[np.intp]]:
-    """The patients of each site and class in a fixed order, lone ones joined by class."""
+    """The patients of each site and class in a fixed order, lone ones joined."""
     patient = predictions.patient_index
-    patients, classes = patient.max(initial=-1) + 1, len(predictions.classes)
-    labels = np.bincount(patient * classes + predictions.labels, minlength=patients * classes)
-    majority = labels.reshape(patients, classes).argmax(axis=1)  # (patients,)
+    kinds, kind = np.unique(predictions.labels, axis=0, return_inverse=True)  # classes, or rows
+    patients, classes = patient.max(initial=-1) + 1, len(kinds)
+    pairs, times = np.unique(patient * classes + kind.ravel(), return_counts=True)
+    ranked = pairs[np.lexsort((-times, pairs // classes))]  # each patient's kinds, frequent first
+    majority = ranked[np.unique(ranked // classes, return_index=True)[1]] % classes  # (patients,)
     names, site_of_image = np.unique(predictions.sites, return_inverse=True)
     site = np.zeros(patients, dtype=np.intp)
     site[patient] = site_of_image
     stratum = site * classes + majority
-    alone = np.bincount(stratum, minlength=len(names) * classes)[stratum] == 1
-    stratum[alone] = len(names) * classes + majority[alone]
+    for joined in (len(names) * classes + majority, np.full(patients, (len(names) + 1) * classes)):
+        stratum = np.where(np.bincount(stratum)[stratum] == 1, joined, stratum)
     return [np.flatnonzero(stratum == each) for each in np.unique(stratum)]
 
 
@@ -240,35 +251,38 @@ def _mean_of_sites(
 
 def _missing(predictions: Predictions) -> dict[str, str]:
     """For each metric why it has no value or no interval; empty where nothing is missing."""
-    patient = predictions.patient_index
+    patient, unit = predictions.patient_index, predictions.unit
+    said_of, said_of_others, said_as = WORDS[predictions.multi_label]
 
-    def patients(images: NDArray[np.bool_], what: str) -> tuple[int, str]:
-        return len(np.unique(patient[images])), what
+    def patients(images: NDArray[np.bool_], words: str) -> list[tuple[int, str]]:
+        """For each class (a column) how many patients have such an image, and what that is."""
+        return [
+            (len(np.unique(patient[images[:, k]])), words.format(name))
+            for k, name in enumerate(predictions.classes)
+        ]
 
-    labelled = [
-        patients(predictions.labels == k, f"of class {name}")
-        for k, name in enumerate(predictions.classes)
-    ]
+    def shortage(*needs: tuple[int, str]) -> str:
+        """What is short of patients, the scarcest first; empty where all are enough."""
+        number, what = min(needs, key=lambda need: need[0], default=(0, "at all"))
+        if number == 0:
+            return f"no {unit} {what}"
+        return f"fewer than {MIN_PATIENTS} {unit}s {what}" if number < MIN_PATIENTS else ""
+
+    labelled = patients(predictions.labelled, said_of)
+    others = patients(~predictions.labelled, said_of_others)
+    as_class = patients(predictions.predicted, said_as)
+    # Multi-class: where every class has its patients, so have the others of each.
     reasons = {
-        "accuracy": _shortage([each for each in labelled if each[0] > 0]),
-        "balanced_accuracy": _shortage(labelled),
-        "macro_auroc": _shortage(labelled),
+        "accuracy": shortage(*[need for need in labelled + others if need[0] > 0]),
+        "balanced_accuracy": shortage(*labelled, *others),
+        "macro_auroc": shortage(*labelled, *others),
     }
     for k, name in enumerate(predictions.classes):
-        as_class = patients(predictions.predicted == k, f"predicted as {name}")
-        others = patients(predictions.labels != k, f"of a class other than {name}")
-        reasons[f"precision:{name}"] = _shortage([as_class, labelled[k]])
-        reasons[f"recall:{name}"] = _shortage([labelled[k]])
-        reasons[f"auroc:{name}"] = _shortage([labelled[k], others])
+        reasons[f"precision:{name}"] = shortage(as_class[k], labelled[k])
+        reasons[f"recall:{name}"] = shortage(labelled[k])
+        reasons[f"specificity:{name}"] = shortage(others[k])
+        reasons[f"auroc:{name}"] = shortage(labelled[k], others[k])
     return reasons
-
-
-def _shortage(needs: Sequence[tuple[int, str]]) -> str:
-    """What is short of patients, the scarcest first; empty where all are enough."""
-    patients, what = min(needs, key=lambda need: need[0], default=(0, "at all"))
-    if patients == 0:
-        return f"no patient {what}"
-    return f"fewer than {MIN_PATIENTS} patients {what}" if patients < MIN_PATIENTS else ""
 
 
 def _every_image(predictions: Predictions) -> NDArray[np.bool_]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 from common.errors import BadInput
 
 SUM_TOLERANCE = 1e-4  # a float32 softmax over a few hundred classes stays well inside
+THRESHOLD = 0.5  # multi-label: from this probability on the model says that the label is there
+
+Unit = Literal["patient", "exam"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
     """Labels and predicted probabilities of N images over K ordered classes.
 
-    A patient is a pair (site, patient): equal keys at two sites are two patients.
+    Multi-class (K >= 2): an image has one of the classes; `labels` (N,) are indices. Multi-label
+    (K >= 1): an image has any of them; `labels` (N, K) are 0 or 1. A patient is a pair
+    (site, patient): equal keys at two sites are two patients. Where the data don't say whose an
+    exam is, `patients` are exams and `unit` says so.
     Raises BadInput with every problem at once where lengths, labels or probabilities are wrong.
 
     >>> one = Predictions(
@@ -32,12 +38,13 @@ class Predictions:
     (1, ('north',))
     """
 
-    labels: NDArray[np.integer[Any]]  # (N,), index into classes
-    probabilities: NDArray[np.floating[Any]]  # (N, K), each row sums to 1
+    labels: NDArray[np.integer[Any]]  # (N,), index into classes, or (N, K), 0 or 1
+    probabilities: NDArray[np.floating[Any]]  # (N, K) in [0, 1]; multi-class: rows sum to 1
     patients: NDArray[Any]  # (N,), int or str
     sites: NDArray[np.str_]  # (N,)
     classes: tuple[str, ...]  # K names, in the study's order
     groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)  # column -> (N,)
+    unit: Unit = "patient"  # what one of `patients` is
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -53,10 +60,23 @@ class Predictions:
         return tuple(str(name) for name in np.unique(self.sites))
 
     @property
-    def predicted(self) -> NDArray[np.intp]:
-        """(N,) index of the most probable class; of equals the first."""
-        index: NDArray[np.intp] = self.probabilities.argmax(axis=1)
-        return index
+    def multi_label(self) -> bool:
+        """Whether an image may have several of the classes, or none."""
+        return self.labels.ndim == 2
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """(N, K) which classes an image has."""
+        return self.labels == 1 if self.multi_label else self._one_hot(self.labels)
+
+    @property
+    def predicted(self) -> NDArray[np.bool_]:
+        """(N, K) which classes the model says: multi-class the most probable, of equals the first;
+        multi-label each whose probability is at least 0.5.
+        """
+        if self.multi_label:
+            return self.probabilities >= THRESHOLD
+        return self._one_hot(self.probabilities.argmax(axis=1))
 
     @property
     def patient_index(self) -> NDArray[np.intp]:
@@ -68,12 +88,12 @@ class Predictions:
 
     def where(self, mask: NDArray[np.bool_]) -> Predictions:
         """The images for which `mask` (N,) is true, in their order."""
-        return Predictions(
+        return replace(
+            self,
             labels=self.labels[mask],
             probabilities=self.probabilities[mask],
             patients=self.patients[mask],
             sites=self.sites[mask],
-            classes=self.classes,
             groups={column: values[mask] for column, values in self.groups.items()},
         )
 
@@ -95,9 +115,13 @@ class Predictions:
             )
         return self.groups[column]
 
+    def _one_hot(self, index: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        matrix: NDArray[np.bool_] = index[:, None] == np.arange(len(self.classes))
+        return matrix
+
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
-    """All images of `parts` in order; raises BadInput where classes or subgroup columns differ."""
+    """All images of `parts` in order; raises BadInput where classes, task or columns differ."""
     if not parts:
         raise BadInput("At least one set of predictions was expected; got none.")
     first = parts[0]
@@ -107,18 +131,23 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
                 f"Predictions over the same ordered classes were expected; got {first.classes} "
                 f"and {part.classes}. Evaluate models of different classes separately."
             )
+        if (part.multi_label, part.unit) != (first.multi_label, first.unit):
+            raise BadInput(
+                "Predictions of one task and one unit were expected; got multi-class and "
+                "multi-label ones, or patients and exams. Evaluate them separately."
+            )
         if set(part.groups) != set(first.groups):
             raise BadInput(
                 f"Predictions with the same subgroup columns were expected; got "
                 f"{sorted(first.groups)} and {sorted(part.groups)}. "
                 "Give every site's data the same columns."
             )
-    return Predictions(
+    return replace(
+        first,
         labels=np.concatenate([part.labels for part in parts]),
         probabilities=np.concatenate([part.probabilities for part in parts]),
         patients=np.concatenate([part.patients for part in parts]),
         sites=np.concatenate([part.sites for part in parts]),
-        classes=first.classes,
         groups={
             column: np.concatenate([part.groups[column] for part in parts])
             for column in first.groups
@@ -129,24 +158,34 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
 def _problems(given: Predictions) -> list[str]:
     """All that is wrong, each with what was expected."""
     images, classes = len(given.labels), len(given.classes)
+    largest = 1 if given.multi_label else classes - 1
+    names = "one class name, none twice" if given.multi_label else "two different class names"
     problems = []
-    if classes < 2 or len(set(given.classes)) != classes:
-        problems.append(f"at least two different class names were expected, got {given.classes}")
-    columns = {"labels": given.labels, "patients": given.patients, "sites": given.sites}
+    if classes < (1 if given.multi_label else 2) or len(set(given.classes)) != classes:
+        problems.append(f"at least {names} were expected, got {given.classes}")
+    if given.labels.shape not in {(images,), (images, classes)}:
+        problems.append(
+            f"labels must have shape ({images},) or, multi-label, ({images}, {classes}), got "
+            f"{given.labels.shape}"
+        )
+    columns = {"patients": given.patients, "sites": given.sites}
     columns |= {f"group {name}": values for name, values in given.groups.items()}
     for name, values in columns.items():
         if values.shape != (images,):
             problems.append(f"{name} must have shape ({images},), got {values.shape}")
     if not np.issubdtype(given.labels.dtype, np.integer):
         problems.append(f"labels must be integers, got {given.labels.dtype}")
-    elif images and (given.labels.min() < 0 or given.labels.max() >= classes):
-        problems.append(f"labels must lie in 0..{classes - 1}")
+    elif given.labels.size and (given.labels.min() < 0 or given.labels.max() > largest):
+        problems.append(f"labels must lie in 0..{largest}")
     if given.probabilities.shape != (images, classes):
         problems.append(
             f"probabilities must have shape ({images}, {classes}), got {given.probabilities.shape}"
         )
     elif not np.isfinite(given.probabilities).all():
         problems.append("probabilities must be finite (the model may have diverged)")
+    elif given.multi_label:
+        if ((given.probabilities < 0) | (given.probabilities > 1)).any():
+            problems.append("probabilities must lie in [0, 1] (apply a sigmoid first)")
     elif images and (
         given.probabilities.min() < 0
         or np.abs(given.probabilities.sum(axis=1, dtype=np.float64) - 1).max() > SUM_TOLERANCE

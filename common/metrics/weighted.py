@@ -23,38 +23,52 @@ def metric_names(classes: Sequence[str]) -> tuple[str, ...]:
     >>> metric_names(("healthy", "fibrosis"))[:4]
     ('accuracy', 'balanced_accuracy', 'macro_auroc', 'precision:healthy')
     """
-    per_class = [f"{kind}:{name}" for kind in ("precision", "recall", "auroc") for name in classes]
+    kinds = ("precision", "recall", "specificity", "auroc")
+    per_class = [f"{kind}:{name}" for kind in kinds for name in classes]
     return ("accuracy", "balanced_accuracy", "macro_auroc", *per_class)
 
 
 def weighted_metrics(predictions: Predictions) -> Callable[[Weights], Values]:
     """A function from weights (R, N) to metric values (R, M), columns as `metric_names`.
 
-    `accuracy` counts images; `balanced_accuracy` is the mean recall over all classes; `auroc:NAME`
-    ranks by the probability of NAME, that class against the rest; `macro_auroc` is the mean of
-    these, for two classes the AUROC of the second (the same number but for rounding).
+    Each class against the rest: `precision:NAME`, `recall:NAME` (sensitivity), `specificity:NAME`
+    and `auroc:NAME`, which ranks by the probability of NAME. Over all of them:
+
+    | metric | multi-class | multi-label |
+    |---|---|---|
+    | `accuracy` | share of right images | share of right decisions over all labels |
+    | `balanced_accuracy` | mean recall | mean of (recall + specificity) / 2 |
+    | `macro_auroc` | mean AUROC (of two classes the second, equal but rounding) | mean AUROC |
+
     A value whose denominator is empty is NaN, and so is every mean that it enters.
     """
-    every_class = np.arange(len(predictions.classes))
-    labelled = (predictions.labels[:, None] == every_class).astype(np.float64)  # (N, K)
-    predicted = (predictions.predicted[:, None] == every_class).astype(np.float64)  # (N, K)
+    multi_label = predictions.multi_label
+    labelled, predicted = predictions.labelled, predictions.predicted  # (N, K)
+    agreed = labelled == predicted
+    right = agreed.mean(axis=1) if multi_label else agreed.all(axis=1).astype(np.float64)  # (N,)
+    of_class, not_of_class, as_class, hits, rejections = (
+        matrix.astype(np.float64)
+        for matrix in (labelled, ~labelled, predicted, labelled & predicted, ~labelled & ~predicted)
+    )
     aurocs = [
-        _weighted_auroc(predictions.probabilities[:, k], predictions.labels == k)
-        for k in every_class
+        _weighted_auroc(predictions.probabilities[:, k], labelled[:, k])
+        for k in range(len(predictions.classes))
     ]
 
     def values(weights: Weights) -> Values:
-        of_class = weights @ labelled  # (R, K)
-        hits = weights @ (labelled * predicted)  # (R, K)
-        recall = _ratio(hits, of_class)
-        precision = _ratio(hits, weights @ predicted)
-        auroc = np.stack([of(weights) for of in aurocs], axis=1)  # (R, K)
+        hit = weights @ hits  # (R, K), as all below
+        precision = _ratio(hit, weights @ as_class)
+        recall = _ratio(hit, weights @ of_class)
+        specificity = _ratio(weights @ rejections, weights @ not_of_class)
+        auroc = np.stack([of(weights) for of in aurocs], axis=1)
+        balanced = (recall + specificity) / 2 if multi_label else recall
         means = (
-            _ratio(hits.sum(axis=1), weights.sum(axis=1)),
-            recall.mean(axis=1),
-            auroc[:, 1] if len(every_class) == 2 else auroc.mean(axis=1),
+            _ratio(weights @ right, weights.sum(axis=1)),
+            balanced.mean(axis=1),
+            auroc[:, 1] if len(aurocs) == 2 and not multi_label else auroc.mean(axis=1),
         )
-        return np.concatenate([np.stack(means, axis=1), precision, recall, auroc], axis=1)
+        per_class = (precision, recall, specificity, auroc)
+        return np.concatenate([np.stack(means, axis=1), *per_class], axis=1)
 
     return values
 
@@ -67,11 +81,17 @@ def point_metrics(predictions: Predictions) -> dict[str, float | None]:
 
 
 def confusion_matrix(predictions: Predictions) -> NDArray[np.int64]:
-    """(K, K) number of images: a row per true class, a column per predicted class."""
-    classes = len(predictions.classes)
-    cell = predictions.labels.astype(np.intp) * classes + predictions.predicted
-    counts = np.bincount(cell, minlength=classes * classes).astype(np.int64)
-    return counts.reshape(classes, classes)
+    """Numbers of images: a row per truth, a column per prediction.
+
+    Multi-class (K, K), the classes in order; multi-label (K, 2, 2), for each label without and with
+    it, as in scikit-learn's `multilabel_confusion_matrix`.
+    """
+    truth, said = predictions.labelled.astype(np.int64), predictions.predicted.astype(np.int64)
+    if not predictions.multi_label:
+        return truth.T @ said
+    counts: NDArray[np.int64]
+    counts = np.einsum("ink,jnk->kij", np.stack([1 - truth, truth]), np.stack([1 - said, said]))
+    return counts
 
 
 def _weighted_auroc(

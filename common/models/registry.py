@@ -11,40 +11,62 @@ from torch import nn
 
 from common.config import CHANNELS, Study
 from common.errors import BadInput
-from common.models.cnn_small import CnnSmall
-from common.models.frozen_efficientnet_lite0 import FrozenEfficientNetLite0
+from common.models import cnn_small, elnet, frozen_efficientnet_lite0
+from common.models.classifier import Classifier
+from common.models.planes import PlanesHead, Pooling, SliceEncoder
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a model is built for: images (channels, image_size_px, image_size_px), some classes."""
+    """What a model is built for: pictures or volumes, and some classes.
+
+    Pictures are (channels, image_size_px, image_size_px). With `planes` >= 1, images are volumes
+    (planes, slices, image_size_px, image_size_px) of grey slices.
+    """
 
     classes: int
     channels: int
     image_size_px: int
+    planes: int = 0
+    slices: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the registry."""
+    """One line of the registry: a backbone of pictures, which volumes go through slice by slice."""
 
-    build: Callable[[Shape], nn.Module]
+    build: Callable[[Shape], nn.Module]  # (B, channels, px, px) -> (B, features)
+    features: int
     smallest_image_px: int
 
 
 MODELS: dict[str, Entry] = {
     "cnn-small": Entry(
-        lambda shape: CnnSmall(classes=shape.classes, channels=shape.channels),
+        lambda shape: cnn_small.CnnSmall(channels=shape.channels),
+        features=cnn_small.FEATURES,
         smallest_image_px=8,
     ),
+    "elnet-like": Entry(
+        lambda shape: elnet.Elnet(channels=shape.channels),
+        features=elnet.FEATURES,
+        smallest_image_px=32,
+    ),
     "frozen-efficientnet-lite0": Entry(
-        lambda shape: FrozenEfficientNetLite0(classes=shape.classes), smallest_image_px=32
+        lambda _shape: frozen_efficientnet_lite0.FrozenEfficientNetLite0(),
+        features=frozen_efficientnet_lite0.FEATURES,
+        smallest_image_px=32,
     ),
 }
 
 
-def build_model(name: str, shape: Shape, *, seed: int) -> nn.Module:
+def build_model(name: str, shape: Shape, *, seed: int, pooling: Pooling = "max") -> Classifier:
     """A fresh model with its initial weights drawn from the study's public seed.
+
+    Args:
+        name: a key of `MODELS`.
+        shape: what it takes and how many logits it gives.
+        seed: >= 0.
+        pooling: how a volume's slices become one; pictures have none.
 
     Raises:
         BadInput: an unknown name or images too small for it.
@@ -61,13 +83,32 @@ def build_model(name: str, shape: Shape, *, seed: int) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return entry.build(shape)
+        return _assemble(entry, shape, pooling)
 
 
-def study_model(study: Study) -> nn.Module:
+def _assemble(entry: Entry, shape: Shape, pooling: Pooling) -> Classifier:
+    backbone = entry.build(shape)
+    is_frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
+
+    def linear() -> nn.Linear:
+        layer = nn.Linear(entry.features, shape.classes)
+        if is_frozen:  # a convex problem: any start will do, and this one says nothing
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return layer
+
+    if shape.planes == 0:
+        return Classifier(backbone, linear(), feature_shape=(entry.features,))
+    head = PlanesHead([linear() for _ in range(shape.planes)], pooling=pooling)
+    feature_shape = (shape.planes, shape.slices, entry.features)
+    return Classifier(SliceEncoder(backbone), head, feature_shape=feature_shape)
+
+
+def study_model(study: Study) -> Classifier:
     """The model that a study trains, with the initial weights of its seed."""
-    shape = Shape(len(study.classes), CHANNELS, study.data.image_size_px)
-    return build_model(study.model.name, shape, seed=study.seed)
+    data = study.data
+    shape = Shape(len(study.classes), CHANNELS, data.image_size_px, data.planes, data.slices or 0)
+    return build_model(study.model.name, shape, seed=study.seed, pooling=study.model.pooling)
 
 
 def trained_part(model: nn.Module) -> nn.Module:
@@ -77,10 +118,17 @@ def trained_part(model: nn.Module) -> nn.Module:
 
 
 def frozen_encoder(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """A model's frozen encoder and trained head, or None when the whole model is trained."""
-    encoder, head = getattr(model, "encoder", None), getattr(model, "head", None)
-    if not isinstance(encoder, nn.Module) or not isinstance(head, nn.Module):
+    """A model's frozen encoder and trained head, or None when the whole model is trained.
+
+    Encoder and head meet in features (B, *feature_shape(model)), which may be stored.
+    """
+    if not isinstance(model, Classifier):
         return None
-    if any(parameter.requires_grad for parameter in encoder.parameters()):
+    if any(parameter.requires_grad for parameter in model.encoder.parameters()):
         return None
-    return encoder, head
+    return model.encoder, model.head
+
+
+def feature_shape(model: Classifier) -> tuple[int, ...]:
+    """The shape of one image's features: (F,), or (planes, slices, F) of a volume."""
+    return model.feature_shape

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,9 +14,12 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from opacus.validators import ModuleValidator
-from torch import nn
+from torch import Tensor, nn
 
 from common.privacy.randomness import gaussian
+
+Sampler: TypeAlias = Callable[[Any, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
+"""Layer, its inputs and its outputs' gradients -> gradients (rows, *shape) a parameter."""
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
@@ -44,21 +49,29 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no ty
     def average_by_patient(self, sizes: Sequence[int]) -> None:
         """Replace each `grad_sample` (B, *shape) by its means over patients (U, *shape).
 
-        `sizes` (U,) are the patients' numbers of images, in the order of the batch. A patient
-        whose gradient is not finite counts as zero: one NaN would tell the world who is there.
+        `sizes` (U,) are the patients' numbers of images, in the order of the batch.
         """
-        if not sizes:
-            for p in self.params:
-                p.grad_sample = p.new_zeros((0, *p.shape))
-            return
-        finite = torch.ones(len(sizes), dtype=torch.bool, device=self.params[0].device)
         for p in self.params:
+            if not sizes:
+                p.grad_sample = p.new_zeros((0, *p.shape))
+                continue
             images = self._get_flat_grad_sample(p)  # (B, *shape)
             if len(sizes) == len(images):
                 p.grad_sample = images
             else:
                 p.grad_sample = torch.stack([g.mean(0) for g in images.split(list(sizes))])
-            finite &= p.grad_sample.flatten(1).isfinite().all(1)
+        self._leave_out_not_finite()
+
+    def take_patient(self) -> None:
+        """Make what an ordinary backward left in `grad` a single patient's `grad_sample`."""
+        for p in self.params:
+            p.grad_sample = (torch.zeros_like(p) if p.grad is None else p.grad).unsqueeze(0)
+        self._leave_out_not_finite()
+
+    def _leave_out_not_finite(self) -> None:
+        """Count such a patient's gradient as zero: one NaN would tell the world who is there."""
+        rows = [p.grad_sample.flatten(1).isfinite().all(1) for p in self.params]
+        finite = torch.stack(rows).all(0)  # (U,)
         for p in self.params:
             p.grad_sample[~finite] = 0
 
@@ -79,19 +92,64 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no ty
             del p.summed_grad  # the rest of what Opacus hangs on a parameter goes with the hooks
 
 
+class ImageHooks(GradSampleHooks):  # type: ignore[misc]  # Opacus ships no types
+    """Opacus' hooks, for layers that may see several rows of an image (the slices of a volume).
+
+    A layer's weight gets its image's gradient from each of that image's rows, and the gradient of
+    a sum is the sum of the gradients: so the rows are summed, not averaged.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module, loss_reduction="sum", strict=False)
+        self.GRAD_SAMPLERS: dict[type[nn.Module], Sampler] = {
+            kind: partial(self._by_image, sampler)
+            for kind, sampler in GradSampleHooks.GRAD_SAMPLERS.items()
+        }
+        self.images = 0
+        self.remove_hooks()  # until `on`
+
+    @contextmanager
+    def on(self, *, images: int) -> Iterator[None]:
+        """Let backward leave each image's gradient in `grad_sample`, (images, *shape)."""
+        self.images = images
+        self.add_hooks(loss_reduction=self.loss_reduction)
+        try:
+            yield
+        finally:
+            self.remove_hooks()
+
+    def _by_image(
+        self,
+        sampler: Sampler,
+        layer: Any,
+        activations: list[Tensor],
+        backprops: Tensor,
+    ) -> dict[nn.Parameter, Tensor]:
+        """Gradients (B, *shape) of a layer that saw k x B rows, an image's rows consecutive."""
+        if len(backprops) % self.images:
+            raise ValueError(
+                f"a {type(layer).__name__} saw {len(backprops)} rows of {self.images} images; "
+                "expected as many rows of each image."
+            )
+        layer.max_batch_len = self.images  # Opacus makes room for so many
+        by_row = sampler(layer, activations, backprops)  # (k x B, *shape) each
+        return {p: rows.reshape(self.images, -1, *p.shape).sum(1) for p, rows in by_row.items()}
+
+
 @contextmanager
-def per_image_gradients(module: nn.Module) -> Iterator[None]:
-    """Make backward leave each image's gradient in `grad_sample`, (B, *shape) a parameter."""
-    hooks = GradSampleHooks(module, loss_reduction="sum", strict=False)
+def image_hooks(module: nn.Module) -> Iterator[ImageHooks]:
+    """What makes gradients by image when asked; afterwards `module` is plain again."""
+    hooks = ImageHooks(module)
     try:
         with warnings.catch_warnings():
             # The first layer's input needs no gradient, and Opacus doesn't look at that.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield
+            yield hooks
     finally:
         hooks.cleanup()
         for layer in module.modules():
             layer.__dict__.pop("activations", None)  # after a fault they would keep images alive
+            layer.__dict__.pop("max_batch_len", None)
 
 
 def problems(module: nn.Module) -> list[str]:

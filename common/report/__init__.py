@@ -2,6 +2,7 @@
 
 from common.report.content import (
     HEADLINE,
+    STRATUM,
     Comparison,
     DataLabel,
     EvaluationByModel,
@@ -9,12 +10,15 @@ from common.report.content import (
     ReportInput,
     RunFacts,
     SiteRow,
+    Task,
 )
 from common.report.page import render_report, write_report
 from common.report.text import (
     data_names,
     format_estimate,
     format_table,
+    label_counts,
+    labels_table,
     metrics_table,
     models_table,
     print_table,
@@ -22,6 +26,7 @@ from common.report.text import (
 
 __all__ = [
     "HEADLINE",
+    "STRATUM",
     "Comparison",
     "DataLabel",
     "EvaluationByModel",
@@ -29,9 +34,12 @@ __all__ = [
     "ReportInput",
     "RunFacts",
     "SiteRow",
+    "Task",
     "data_names",
     "format_estimate",
     "format_table",
+    "label_counts",
+    "labels_table",
     "metrics_table",
     "models_table",
     "print_table",

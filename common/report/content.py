@@ -9,12 +9,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.metrics import Estimate, Evaluation
+from common.metrics import Estimate, Evaluation, Unit
 
 DataLabel = Literal["phantom", "scaled phantom", "real"]
+Task = Literal["multi-class", "multi-label"]
 EvaluationByModel = Mapping[str, Mapping[str, Evaluation]]  # model -> data -> metric -> estimate
 
 HEADLINE = "macro_auroc"
+
+# What a resample keeps at each site.
+STRATUM: dict[Task, str] = {"multi-class": "class", "multi-label": "combination of labels"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class SiteRow:
     """One site; None where its policy does not release the number."""
 
     name: str
-    patients: int | None
+    patients: int | None  # or exams: the report's unit
     images: int | None
     rounds_joined: int | None
     epsilon: str  # such as "7.98", "none" or "infinite"; never without the privacy statement
@@ -76,12 +80,15 @@ class ReportInput:
     data_label: DataLabel
     data_description: str
     privacy: PrivacyStatement
+    partition: str  # the table of how the data were divided among sites; empty: as they came
     sites: tuple[SiteRow, ...]
+    task: Task
+    unit: Unit  # what is drawn and counted; exams where the data don't say whose they are
     classes: tuple[str, ...]
     evaluation: EvaluationByModel
-    resamples: int  # of patients, behind each interval
+    resamples: int  # of units, behind each interval
     comparisons: tuple[Comparison, ...]
-    confusion: Mapping[str, NDArray[np.integer[Any]]]  # model -> (K, K), all sites
+    confusion: Mapping[str, NDArray[np.integer[Any]]]  # model -> `confusion_matrix`, all sites
     history: Mapping[int, Mapping[str, float]]  # round -> site -> value
     history_caption: str  # which metric, which model, on whose patients
     not_run: tuple[str, ...]

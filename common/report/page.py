@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from common.errors import BadInput
 from common.metrics import MIN_PATIENTS, POOLED, Estimate
-from common.report.content import HEADLINE, Comparison, DataLabel, ReportInput
+from common.report.content import HEADLINE, STRATUM, Comparison, DataLabel, ReportInput, Task
 from common.report.figures import forest, learning_curve
 from common.report.text import (
     Cell,
@@ -24,6 +24,7 @@ from common.report.text import (
     format_difference,
     format_estimate,
     format_number,
+    labels_table,
     metric_label,
     metrics_table,
     models_table,
@@ -50,18 +51,32 @@ MODEL_SENTENCES = {
 
 # The coverage given here was measured on 600 simulated cohorts of AUROC .90 in two equal classes.
 METHOD = (
-    "Intervals are 95 % percentile intervals over {resamples} resamples of patients. Patients are "
-    "drawn within each site and class (of n patients n - 1 are drawn, since drawing n understates "
-    "the spread of small groups), and all images of a drawn patient come along.",
-    "An interval is given only from {minimum} patients of each class involved. So small, it is "
-    "still too narrow: an AUROC of .90 was covered about 90 % of the time with 15 patients in each "
-    "of two classes, and 93 % with 30.",
-    "Intervals describe which test patients were met. They do not hold the chance in training "
-    "(another seed gives another model) and are not corrected for looking at many of them.",
-    "AUROC is the chance that an image of the class is ranked above an image of another class; 0.5 "
-    "is guessing. The macro AUROC is its mean over the classes, for two classes that of the "
-    "second. The mean of sites counts each site once, however many patients it has.",
+    "Intervals are 95 % percentile intervals over {resamples} resamples of {unit}s. They are drawn "
+    "within each site and {stratum} (of n {unit}s n - 1 are drawn, since drawing n understates "
+    "the spread of small groups), and all images of a drawn {unit} come along.",
+    "An interval is given only from {minimum} {unit}s {involved}. So small, it is still too "
+    "narrow: an AUROC of .90 was covered about 90 % of the time with 15 patients in each of two "
+    "classes, and 93 % with 30.",
+    "Intervals describe which test {unit}s were met, given each site's mix of classes. They do not "
+    "hold the chance in training (another seed gives another model) and are not corrected for "
+    "looking at many of them.",
+    "{auroc}",
+    "The mean of sites counts each site once, however many {unit}s it has.",
 )
+INVOLVED: dict[Task, str] = {
+    "multi-class": "of each class involved",
+    "multi-label": "with and as many without each label involved",
+}
+AUROC: dict[Task, str] = {
+    "multi-class": "AUROC is the chance that an image of the class is ranked above an image of "
+    "another class; 0.5 is guessing. The macro AUROC is its mean over the classes, for two classes "
+    "that of the second. Recall is also called sensitivity.",
+    "multi-label": "AUROC is the chance that an image with the label is ranked above one without "
+    "it; 0.5 is guessing. The macro AUROC is its mean over the labels. A label is said to be there "
+    "from a probability of 0.5 on; the accuracy is the share of right decisions over all labels, "
+    "the balanced accuracy the mean over the labels of (recall + specificity) / 2. Recall is also "
+    "called sensitivity.",
+}
 
 
 def write_report(path: Path, result: ReportInput) -> None:
@@ -89,6 +104,7 @@ def render_report(result: ReportInput) -> str:
         _section("Confusion", _confusions(result)),
         _section("Learning curve", _history(result)),
         _section("Sites", _sites(result)),
+        _section("How the data were divided among the sites", _preformatted(result.partition)),
         _section("Privacy", _privacy(result)),
         _section("What was not run", _list(result.not_run)),
         _section("Limits of these numbers", _list(result.limitations)),
@@ -120,7 +136,7 @@ def _summary(result: ReportInput) -> str:
         pooled = by_data.get(POOLED, {}).get(HEADLINE, Estimate(None, reason="not evaluated"))
         sentences.append(
             f"The model {model} reaches a {metric_label(HEADLINE)} of {format_estimate(pooled)} on "
-            "the test patients of all sites."
+            f"the test {result.unit}s of all sites."
         )
         known = sorted(
             (found[HEADLINE].value or 0.0, name)
@@ -169,14 +185,21 @@ def _results(result: ReportInput) -> str:
         f"{metric_label(HEADLINE)} with 95 % intervals: a row per model, a column per test set"
     )
     figure = forest(result.evaluation, names)
+    by_label = ""
+    if result.task == "multi-label":
+        by_label = _table(
+            labels_table(result.evaluation, result.classes),
+            f"AUROC of each label, {data_label(POOLED)}, with 95 % intervals",
+        )
     return (
         _table(models_table(result.evaluation, names), caption)
+        + by_label
         + _definitions(glosses)
         + _figure(
             figure,
-            f"{caption}. The numbers are those of the table above.",
-            "The same numbers. A filled dot has an interval, a hollow one has none; the dashed "
-            "line is guessing.",
+            f"{caption}. The numbers are those of the first table above.",
+            f"The same {metric_label(HEADLINE)}s. A filled dot has an interval, a hollow one has "
+            "none; the dashed line is guessing.",
         )
     )
 
@@ -200,7 +223,7 @@ def _differences(result: ReportInput) -> str:
         for (name, cells), each in zip(table.rows, result.comparisons, strict=True)
     )
     header = (*table.header, "metric", "test set", "what the interval says")
-    caption = "Paired differences: both models on the same resamples of patients"
+    caption = f"Paired differences: both models on the same resamples of {result.unit}s"
     return _table(Table(header, rows, table.notes), caption)
 
 
@@ -215,23 +238,41 @@ def _subgroups(result: ReportInput) -> str:
 def _every_metric(result: ReportInput) -> str:
     parts = []
     for number, (model, by_data) in enumerate(result.evaluation.items()):
-        table = _table(metrics_table(by_data), f"Every metric of {model}, with 95 % intervals")
+        titles: dict[str | None, str] = {None: f"Every metric of {model}"}
+        if result.task == "multi-label":
+            titles = {"": f"{model}, over all labels"}
+            titles |= {name: f"{model}, label {name}" for name in result.classes}
+        tables = "".join(
+            _table(metrics_table(by_data, of=of), f"{title}, with 95 % intervals")
+            for of, title in titles.items()
+        )
         opened = " open" if number == 0 else ""
-        parts.append(f"<details{opened}><summary>{escape(model)}</summary>\n{table}</details>\n")
+        parts.append(f"<details{opened}><summary>{escape(model)}</summary>\n{tables}</details>\n")
     return "".join(parts)
 
 
 def _confusions(result: ReportInput) -> str:
     if not result.confusion:
         return ""
-    tables = [
-        _confusion(model, result.classes, counts) for model, counts in result.confusion.items()
-    ]
     note = (
-        "<p>Images, all sites pooled. Rows are the true classes, columns what the model said; the "
-        "shade is the share of the row.</p>\n"
+        "<p>Images, all sites pooled. Rows are the truth, columns what the model said; the shade "
+        "is the share of the row.</p>\n"
     )
-    return f'{note}<div class="grid">{"".join(tables)}</div>\n'
+    if result.task == "multi-class":
+        return note + _grid(
+            _confusion(model, result.classes, counts) for model, counts in result.confusion.items()
+        )
+    return note + "".join(
+        _grid(
+            _confusion(f"{model}: {name}", ("without", "with"), of_label)
+            for name, of_label in zip(result.classes, counts, strict=True)
+        )
+        for model, counts in result.confusion.items()
+    )
+
+
+def _grid(tables: Iterable[str]) -> str:
+    return f'<div class="grid">{"".join(tables)}</div>\n'
 
 
 def _confusion(model: str, classes: Sequence[str], counts: NDArray[np.integer[Any]]) -> str:
@@ -281,7 +322,7 @@ def _sites(result: ReportInput) -> str:
         )
         for site in result.sites
     )
-    header = ("", "patients", "images", "rounds joined", "epsilon")
+    header = ("", f"{result.unit}s", "images", "rounds joined", "epsilon")
     # No epsilon without what it means, even where only this table is read.
     terms = "; ".join(f"{name} {text}" for name, text in _privacy_terms(result))
     return _table(Table(header, rows, ()), "What each site brought and spent") + _paragraphs(
@@ -313,7 +354,15 @@ def _privacy_terms(result: ReportInput) -> list[tuple[str, str]]:
 
 
 def _method(result: ReportInput) -> str:
-    return _list([each.format(resamples=result.resamples, minimum=MIN_PATIENTS) for each in METHOD])
+    words = {
+        "resamples": result.resamples,
+        "minimum": MIN_PATIENTS,
+        "unit": result.unit,
+        "stratum": STRATUM[result.task],
+        "involved": INVOLVED[result.task],
+        "auroc": AUROC[result.task],
+    }
+    return _list(each.format_map(words) for each in METHOD)
 
 
 def _facts(result: ReportInput) -> str:
@@ -381,6 +430,10 @@ def _list(items: Iterable[str]) -> str:
     return f"<ul>{rows}</ul>\n" if rows else ""
 
 
+def _preformatted(text: str) -> str:
+    return f'<pre class="wide" tabindex="0">{escape(text)}</pre>\n' if text else ""
+
+
 def _paragraphs(sentences: Iterable[str]) -> str:
     return "".join(f"<p>{escape(sentence)}</p>\n" for sentence in sentences)
 
@@ -405,6 +458,7 @@ p { margin: .4rem 0; }
 .label.phantom { color: var(--warn); } .label.real { color: var(--accent); }
 .summary { padding: .6rem 1rem; background: var(--soft); border-left: 4px solid var(--accent); }
 .wide { overflow-x: auto; }
+pre { font-size: .85rem; }
 table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums;
   font-size: .9rem; }
 caption { text-align: left; padding: .2rem 0; font-size: .9rem; font-weight: 600; }

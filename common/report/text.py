@@ -5,6 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.metrics import MEAN_OF_SITES, POOLED, Estimate, Evaluation
 from common.report.content import HEADLINE, EvaluationByModel
@@ -44,13 +48,50 @@ def models_table(
     )
 
 
-def metrics_table(by_data: Mapping[str, Evaluation]) -> Table:
-    """One model: a row per metric, a column per data set."""
-    metrics = list(dict.fromkeys(metric for found in by_data.values() for metric in found))
+def labels_table(evaluation: EvaluationByModel, classes: Sequence[str]) -> Table:
+    """The AUROC of each label on all sites pooled: a row per model, a column per label."""
+    return _table(
+        ["", *classes],
+        [
+            (model, [by_data.get(POOLED, {}).get(f"auroc:{name}") for name in classes])
+            for model, by_data in evaluation.items()
+        ],
+        format_number,
+    )
+
+
+def label_counts(
+    classes: Sequence[str], counts: NDArray[np.integer[Any]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of a table of each label's counts of images (K, 2, 2).
+
+    >>> label_counts(["acl"], np.array([[[9, 1], [2, 8]]]))[1]
+    [('acl', '8', '2', '1', '9')]
+    """
+    kinds = ("true positives", "false negatives", "false positives", "true negatives")
+    rows = [
+        (name, *map(str, (tp, fn, fp, tn)))
+        for name, ((tn, fp), (fn, tp)) in zip(classes, counts.tolist(), strict=True)
+    ]
+    return ("label", *kinds), rows
+
+
+def metrics_table(by_data: Mapping[str, Evaluation], *, of: str | None = None) -> Table:
+    """One model: a row per metric, a column per data set.
+
+    Args:
+        by_data: what was found on each data set.
+        of: only the metrics of this class, which is not named again; of none if empty.
+    """
+    known = dict.fromkeys(metric for found in by_data.values() for metric in found)
+    metrics = [metric for metric in known if of in (None, metric.partition(":")[2])]
     return _table(
         [""] + [data_label(name) for name in by_data],
         [
-            (metric_label(metric), [found.get(metric) for found in by_data.values()])
+            (
+                metric_label(metric if of is None else metric.partition(":")[0]),
+                [found.get(metric) for found in by_data.values()],
+            )
             for metric in metrics
         ],
         format_number,

@@ -7,12 +7,22 @@ from typing import Annotated
 
 import typer
 
-from simulations.benchmarks import chest_xray, engine_overhead, ild_phantom
+from simulations.benchmarks import (
+    chest_xray,
+    data,
+    engine_overhead,
+    ild_phantom,
+    leak,
+    mrnet_phantom,
+)
 
 BENCHMARKS = {
     "chest-xray": chest_xray.measure,
+    "data": data.measure,
     "engine-overhead": engine_overhead.measure,
     "ild-phantom": ild_phantom.measure,
+    "leak": leak.measure,
+    "mrnet-phantom": mrnet_phantom.measure,
 }
 
 

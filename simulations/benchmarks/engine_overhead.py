@@ -69,7 +69,7 @@ def _bare(study: Study, cohorts: dict[str, Cohort]) -> str:
     model = study_model(study)
     layout = trained_layout(model)
     data = {
-        name: (torch.from_numpy(np.array(c.inputs)), torch.from_numpy(c.dataset.labels))
+        name: (c.inputs.rows(np.arange(len(c.inputs))), torch.from_numpy(c.dataset.labels))
         for name, c in cohorts.items()
     }
     weights = pack(model)

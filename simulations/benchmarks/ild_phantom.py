@@ -15,17 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import stats
 
 import simulations
 from client.cohort import Cohort
-from client.predict import predict_cohort
 from common.compute import settle
 from common.config import Study, load_study
-from common.metrics import Predictions, concatenate, evaluate, point_metrics
-from common.models import study_model, trained_part, unpack
-from simulations.arms import CENTRAL, CENTRAL_PRIVATE, FEDERATED, Arm, train_arm
+from common.metrics import evaluate, point_metrics
+from simulations.arms import CENTRAL, CENTRAL_PRIVATE, FEDERATED
+from simulations.benchmarks.central import central_predictions
 from simulations.runner import open_cohorts
 from simulations.sites import simulated_sites
 
@@ -75,7 +73,7 @@ def permuted() -> dict[str, object]:
     for name, cohort in cohorts.items():
         drawn = np.fromiter(shuffled, dtype=np.int64, count=len(cohort.dataset.labels))
         cohorts[name] = replace(cohort, dataset=replace(cohort.dataset, labels=drawn))
-    found = evaluate(_predictions(study, cohorts), seed=study.seed)["macro_auroc"]
+    found = evaluate(central_predictions(study, cohorts), seed=study.seed)["macro_auroc"]
     return {"permuted labels: central": found.as_json()}
 
 
@@ -108,24 +106,9 @@ def _cohorts(study: Study) -> dict[str, Cohort]:
 
 
 def _central(study: Study, cohorts: Mapping[str, Cohort]) -> float:
-    value = point_metrics(_predictions(study, cohorts))["macro_auroc"]
+    value = point_metrics(central_predictions(study, cohorts))["macro_auroc"]
     assert value is not None  # every class has test patients
     return value
-
-
-def _predictions(study: Study, cohorts: Mapping[str, Cohort]) -> Predictions:
-    """What the central model says of all hospitals' test patients."""
-    device = torch.device("cpu")
-    arm = Arm(CENTRAL, tuple(cohorts), private=False)
-    model = study_model(study)
-    unpack(train_arm(study, 0, arm, cohorts, device), model)
-    module, classes = trained_part(model), study.classes
-    return concatenate(
-        [
-            predict_cohort(module, cohort, cohort.test_rows(0), classes=classes, device=device)
-            for cohort in cohorts.values()
-        ]
-    )
 
 
 def _minus(a: list[float], b: list[float]) -> list[float]:

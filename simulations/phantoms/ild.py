@@ -4,10 +4,13 @@ The patterns follow their description in words (Hansell et al., "Fleischner Soci
 terms for thoracic imaging", Radiology 246, 2008): emphysema is low attenuation without walls,
 ground glass a haze through which vessels stay visible, fibrosis a network of walls around dark
 cells, micronodules are small round dots. Nothing here is measured on patients: results on it are
-phantom results. The tree is the one that `common.data.ild` reads:
+phantom results. The trees are the ones that `common.data.ild` reads, with quirks of the real set
+(patients with two series in folders of their own, irregular names here and there):
 
     <directory>/phantom.json                              label, hash and parameters
-    <directory>/hospital-<h>/ILD_DB_txtROIs/<patient>/    one tree a hospital
+    <directory>/hospital-<h>/ILD_DB_txtROIs/<patient>/    slices and polygons
+    <directory>/hospital-<h>/ILD_DB_volumeROIs/<patient>/ the same slices, label maps
+    <directory>/hospital-<h>/ILD_DB_lungMasks/<patient>/  the same slices, lung masks
 
 Each patient has a random stream of its own, keyed by seed, hospital and place in the hospital, so
 no patient's files depend on how many others there are.
@@ -17,9 +20,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from copy import copy
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -29,9 +34,16 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 
-from common.data.ild import TREE
+from common.data.ild import pixels_inside
+from common.data.ild.masks import CODES
+from common.data.ild.tree import LUNGS, MASKS, TEXTS
 from common.errors import BadInput
 
 REAL_SIZE: Final = 110  # patients: about as many as the published set has
@@ -45,9 +57,10 @@ class Style:
     """How a hospital's images look, and which forms of the patterns it sees."""
 
     kernel: str  # DICOM ConvolutionKernel
+    slice_thickness_mm: float
     blur_px: float
     sharpening: float  # overshoot at edges, 0 = none
-    noise_hu: float  # standard deviation in the image
+    noise_hu: float  # standard deviation in a slice of 1 mm; a thicker one has less by its root
     offset_hu: float  # error of the calibration
     spacing_mm: float  # of pixels
     vessel_hu: float  # contrast of vessels: with or without contrast agent
@@ -58,16 +71,16 @@ class Style:
 class Constants:
     """All that shapes the images besides the parameters: lengths in px, attenuation in HU."""
 
-    version: int = 1  # raised whenever the code below changes what is written
+    version: int = 2  # raised whenever the code below changes what is written
 
     # Hospitals: hospital h has style h modulo their number.
-    usual: Style = Style("STANDARD", 0.8, 0.4, 30.0, 0.0, 0.7, 380.0, 1.0)
+    usual: Style = Style("STANDARD", 1.0, 0.8, 0.4, 30.0, 0.0, 0.7, 380.0, 1.0)
     styles: tuple[Style, ...] = (
-        Style("LUNG", 0.6, 0.8, 30.0, -75.0, 0.85, 500.0, 0.8),
-        Style("DETAIL", 1.3, 0.0, 50.0, -45.0, 0.6, 600.0, 1.0),
-        Style("BONE", 0.4, 1.4, 90.0, 0.0, 0.75, 250.0, 1.5),
-        Style("STANDARD", 0.9, 0.4, 12.0, 75.0, 0.8, 200.0, 0.65),
-        Style("SOFT", 1.4, 0.0, 10.0, 45.0, 0.6, 700.0, 1.3),
+        Style("LUNG", 1.0, 0.6, 0.8, 30.0, -75.0, 0.85, 500.0, 0.8),
+        Style("DETAIL", 1.25, 1.3, 0.0, 56.0, -45.0, 0.6, 600.0, 1.0),
+        Style("BONE", 1.0, 0.4, 1.4, 90.0, 0.0, 0.75, 250.0, 1.5),
+        Style("STANDARD", 2.0, 0.9, 0.4, 17.0, 75.0, 0.8, 200.0, 0.65),
+        Style("SOFT", 1.5, 1.4, 0.0, 12.0, 45.0, 0.6, 700.0, 1.3),
     )
     favoured_weight: float = 4.0  # a hospital's favoured pattern, against 1 for each other
     size_decay: float = 0.2  # hospital h has 1 / (1 + size_decay h) of the first one's patients
@@ -101,6 +114,12 @@ class Constants:
     radius_px: tuple[float, float] = (30.0, 40.0)
     roughness: float = 0.12
     reach_px: int = 64
+    lung: tuple[float, float] = (0.42, 0.47)  # its half axes in the image, as shares of its side
+
+    # Quirks: one in so many patients of a hospital.
+    two_series_every: int = 7
+    odd_names_every: int = 5
+
     spacing_sd: float = 0.05  # between patients, of the logarithm
     slice_distance_mm: float = 10.0
 
@@ -114,7 +133,8 @@ class IldPhantom:
 
     `shift` scales how much hospitals differ in class mix and in all that `Style` lists; at 0
     they don't, and with `equal_sizes` they also have the same number of patients, give or take
-    one. Raises BadInput with every parameter out of its range.
+    one. `label_noise` is the chance of each region to be labelled as one of the other patterns.
+    Raises BadInput with every parameter out of its range.
     """
 
     patients: int = 110  # at least one a hospital
@@ -124,6 +144,7 @@ class IldPhantom:
     slice_size_px: int = 256  # 224..1024
     shift: float = 1.0  # 0..2
     equal_sizes: bool = False
+    label_noise: float = 0.0  # 0..0.05
 
     def __post_init__(self) -> None:
         bounds = {
@@ -133,6 +154,7 @@ class IldPhantom:
             "slices_per_patient": (2, 99),
             "slice_size_px": (224, 1024),
             "shift": (0, 2),
+            "label_noise": (0, 0.05),
         }
         problems = [
             f"{name} must be {low} to {high}; got {getattr(self, name)}"
@@ -146,6 +168,33 @@ class IldPhantom:
     def label(self) -> Literal["phantom", "scaled phantom"]:
         """What results on it are to be called."""
         return "phantom" if self.patients <= REAL_SIZE else "scaled phantom"
+
+    @property
+    def ceiling(self) -> dict[str, float]:
+        """The AUROC, by pattern, that a perfect reader of the slices can expect on these labels.
+
+        With the pattern's true share p among K and the chance e of a wrong label, of the regions
+        labelled so (a share l = p (1 - e) + (1 - p) e / (K - 1)) the share a = p (1 - e) / l truly
+        are, of the others b = p e / (1 - l). A score that equals the truth ranks such a pair
+        rightly with probability a (1 - b) and ties with a b + (1 - a) (1 - b): its AUROC is
+        (1 + a - b) / 2. Regions count alike here, however many patches they hold.
+        """
+        mains = [
+            pattern
+            for hospital, size in enumerate(_hospital_sizes(self))
+            for pattern in _main_patterns(self, hospital, size)
+        ]
+        others, wrong = len(PATTERNS) - 1, self.label_noise
+        ceilings = {}
+        for pattern in PATTERNS:
+            main = mains.count(pattern) / len(mains)
+            true = (
+                main / 2 + (1 - main) / 2 / others
+            )  # half of a patient's regions are the main one
+            labelled = true * (1 - wrong) + (1 - true) * wrong / others
+            right, left = true * (1 - wrong) / labelled, true * wrong / (1 - labelled)
+            ceilings[pattern] = (1 + right - left) / 2
+        return ceilings
 
     @property
     def sha256(self) -> str:
@@ -173,9 +222,9 @@ def write_ild_phantom(directory: Path, phantom: IldPhantom) -> None:
         ) as work:
             trees = Path(work) / "trees"
             for hospital, size in enumerate(_hospital_sizes(phantom)):
-                tree = trees / f"hospital-{hospital + 1}" / TREE
+                folder = trees / f"hospital-{hospital + 1}"
                 for place, pattern in enumerate(_main_patterns(phantom, hospital, size)):
-                    _write_patient(tree, phantom, (hospital, place), main_pattern=pattern)
+                    _write_patient(folder, phantom, (hospital, place), main_pattern=pattern)
             (trees / CARD).write_text(text)
             trees.rename(directory)
     except OSError as fault:
@@ -261,10 +310,19 @@ def _slice_hu(
         overlap = min(abs(rng.normal(0, CONSTANTS.overlap)), 1.0)
         tissue = PATTERNS[other](rng, tissue, overlap, scale)
         hu[window] += inside * (tissue - hu[window])
-    middle = size_px / 2
-    lung = np.hypot((x - middle) / (0.42 * size_px), (y - middle) / (0.47 * size_px))
-    hu += _step((lung - 1) * size_px / 4) * (CONSTANTS.wall_hu - hu)
+    hu += _step((_from_middle(size_px) - 1) * size_px / 4) * (CONSTANTS.wall_hu - hu)
     return _scanned(rng, hu, style)
+
+
+def _from_middle(size_px: int) -> Field:
+    """How far each pixel's centre is from the middle; 1 where the lung ends."""
+    y, x = np.mgrid[:size_px, :size_px] + 0.5
+    half_width, half_height = CONSTANTS.lung
+    middle = size_px / 2
+    distance: Field = np.hypot(
+        (x - middle) / (half_width * size_px), (y - middle) / (half_height * size_px)
+    )
+    return distance
 
 
 def _healthy(_rng: Generator, lung: Field, _severity: float, _scale: float) -> Field:
@@ -314,7 +372,7 @@ def _scanned(rng: Generator, hu: Field, style: Style) -> Field:
     sharpened = 1 + style.sharpening * (1 - _gaussian(size_px, 1.5))
     kernel = _gaussian(size_px, style.blur_px) * sharpened
     noise = _filtered(rng.standard_normal(hu.shape), kernel)
-    noise *= style.noise_hu / noise.std()
+    noise *= style.noise_hu / np.sqrt(style.slice_thickness_mm) / noise.std()
     return _filtered(hu, kernel) + noise + style.offset_hu
 
 
@@ -344,10 +402,29 @@ def _step(x: Field) -> Field:
 # --- files ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """One series of a patient; its slices are numbered from 1."""
+
+    folder: str  # in the patient's folder; empty for that folder itself
+    digits: int  # four, in the names of its files
+    slices: int
+    odd_names: bool
+
+    def slice_name(self, number: int) -> str:
+        """The file of a slice."""
+        return f"CT-{'' if self.odd_names else self.digits}-{number:04d}.dcm"
+
+    @property
+    def text_name(self) -> str:
+        """The file of the series' polygons."""
+        return f"{'Tho' if self.odd_names else 'CT-INSPIRIUM'}-{self.digits}.txt"
+
+
 def _write_patient(
-    tree: Path, phantom: IldPhantom, key: tuple[int, int], *, main_pattern: str
+    hospital_folder: Path, phantom: IldPhantom, key: tuple[int, int], *, main_pattern: str
 ) -> None:
-    """One patient's slices, and the text with the regions on all slices but one."""
+    """One patient's series in a hospital's three trees; all slices but one have regions."""
     hospital, place = key
     rng = np.random.default_rng((phantom.seed, hospital, place))
     style = _style(phantom, hospital)
@@ -357,9 +434,82 @@ def _write_patient(
         severity=rng.uniform(*CONSTANTS.severity),
         zoom=rng.lognormal(0, CONSTANTS.texture_sd) * CONSTANTS.usual.spacing_mm / spacing_mm,
     )
-    series = int(rng.integers(1000, 10_000))
+    digits = int(rng.integers(1000, 10_000))
+    slices, size_px = phantom.slices_per_patient, phantom.slice_size_px
+    bare = int(rng.integers(slices))
+    patterns = _region_patterns(rng, main_pattern, 2 * (slices - 1))
+    pairs = [() if at == bare else (patterns.pop(), patterns.pop()) for at in range(slices)]
+    # A stream of its own: other labels move no pixel.
+    labels = np.random.default_rng((phantom.seed, hospital, place, 1))
     number = 100_000 * (hospital + 1) + place + 1
-    header = _header(phantom.seed, number, style.kernel, spacing_mm)
+    for series in _series(place, digits, slices):
+        header = _header(phantom.seed, number, series.digits, style, spacing_mm)
+        drawn = []
+        for _ in range(series.slices):
+            lesions = _lesions(rng, pairs.pop(0), size_px)
+            hu = _slice_hu(rng, patient, style, lesions=lesions, size_px=size_px)
+            regions = [
+                _Region(_label(labels, lesion.pattern, phantom.label_noise), lesion, spacing_mm)
+                for lesion in lesions
+            ]
+            drawn.append((hu, regions))
+        _write_series(hospital_folder, Path(str(number), series.folder), series, header, drawn)
+
+
+def _series(place: int, digits: int, slices: int) -> list[_Series]:
+    """A patient's only series, or for some two in folders of their own; some have odd names."""
+    odd = place % CONSTANTS.odd_names_every == CONSTANTS.odd_names_every - 1
+    if place % CONSTANTS.two_series_every != CONSTANTS.two_series_every - 1:
+        return [_Series("", digits, slices, odd)]
+    second = 1000 + (digits + 4321) % 9000
+    first_half = (slices + 1) // 2
+    return [
+        _Series(f"CT-series-{digits}", digits, first_half, odd),
+        _Series(f"CT-series-{second}", second, slices - first_half, odd),
+    ]
+
+
+def _label(rng: Generator, pattern: str, noise: float) -> str:
+    """The pattern's name, or with probability `noise` that of another one."""
+    wrong, others = rng.random() < noise, [name for name in PATTERNS if name != pattern]
+    other = others[rng.integers(len(others))]
+    return other if wrong else pattern
+
+
+class _Region:
+    """A lesion's outline as the annotator drew it: a polygon in mm from the image's corner."""
+
+    def __init__(self, label: str, lesion: _Lesion, spacing_mm: float) -> None:
+        angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        outline_px = lesion.outline_px(angle)
+        x_px = lesion.centre_px[0] + outline_px * np.cos(angle)
+        y_px = lesion.centre_px[1] + outline_px * np.sin(angle)
+        self.label = label
+        self.contour_mm = np.round(np.stack([x_px, y_px], axis=1) * spacing_mm, 2)  # (24, 2)
+
+    def lines(self, slice_number: int) -> list[str]:
+        """The region as the text states it."""
+        return [
+            f"label: {self.label}",
+            "localization: diffuse",
+            f"slice_number: {slice_number}",
+            f"nb_points_on_contour: {len(self.contour_mm)}",
+            *(f"{x:.2f} {y:.2f}" for x, y in self.contour_mm),
+        ]
+
+
+def _write_series(
+    hospital_folder: Path,
+    below: Path,
+    series: _Series,
+    header: Dataset,
+    drawn: list[tuple[Field, list[_Region]]],
+) -> None:
+    """A series three times: with polygons, with label maps, with lung masks."""
+    texts, maps, lungs = (hospital_folder / tree / below for tree in (TEXTS, MASKS, LUNGS))
+    for folder in (texts, maps / "roi_mask", lungs / "lung_mask"):
+        folder.mkdir(parents=True)
+    spacing_mm = float(header.PixelSpacing[0])
     lines = [
         f"Study: {header.StudyInstanceUID}",
         f"Series: {header.SeriesInstanceUID}",
@@ -367,20 +517,30 @@ def _write_patient(
         f"SpacingY: {spacing_mm}",
         f"SpacingZ: {CONSTANTS.slice_distance_mm}",
     ]
-    folder = tree / str(number)
-    folder.mkdir(parents=True)
-    slices = phantom.slices_per_patient
-    bare = int(rng.integers(slices)) + 1
-    patterns = _region_patterns(rng, main_pattern, 2 * (slices - 1))
-    for slice_number in range(1, slices + 1):
-        pair = [] if slice_number == bare else [patterns.pop(), patterns.pop()]
-        lesions = _lesions(rng, pair, phantom.slice_size_px)
-        hu = _slice_hu(rng, patient, style, lesions=lesions, size_px=phantom.slice_size_px)
-        path = folder / f"CT-{series}-{slice_number:04d}.dcm"
-        _write_slice(path, header, hu, slice_number=slice_number)
-        for lesion in lesions:
-            lines += _region_lines(lesion, slice_number, spacing_mm)
-    (folder / f"CT-INSPIRIUM-{series}.txt").write_text("\n".join(lines) + "\n")
+    for number, (hu, regions) in enumerate(drawn, start=1):
+        name, ending = series.slice_name(number), f"{series.digits}_{number}.dcm"
+        _write_slice(texts / name, header, hu, slice_number=number)
+        for folder in (maps, lungs):
+            _same_file(texts / name, folder / name)
+        lung = np.where(_from_middle(len(hu)) < 1, 255, 0).astype(np.uint8)
+        _write_mask(lungs / "lung_mask" / f"lung_mask_{ending}", header, lung)
+        if not regions:
+            continue
+        codes = np.zeros(hu.shape, np.uint8)
+        for region in regions:
+            contour_px = [(x / spacing_mm, y / spacing_mm) for x, y in region.contour_mm.tolist()]
+            codes[pixels_inside(contour_px, hu.shape)] = CODES.index(region.label)
+            lines += region.lines(number)
+        _write_mask(maps / "roi_mask" / f"roi_mask_{ending}", header, codes)
+    (texts / series.text_name).write_text("\n".join(lines) + "\n")
+
+
+def _same_file(path: Path, other: Path) -> None:
+    """The same bytes under another name, without writing them again where links are known."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def _style(phantom: IldPhantom, hospital: int) -> Style:
@@ -392,6 +552,7 @@ def _style(phantom: IldPhantom, hospital: int) -> Style:
 
     return Style(
         kernel=own.kernel if phantom.shift else usual.kernel,
+        slice_thickness_mm=moved(usual.slice_thickness_mm, own.slice_thickness_mm, least=0.5),
         blur_px=moved(usual.blur_px, own.blur_px),
         sharpening=moved(usual.sharpening, own.sharpening),
         noise_hu=moved(usual.noise_hu, own.noise_hu),
@@ -409,7 +570,7 @@ def _region_patterns(rng: Generator, main_pattern: str, count: int) -> list[str]
     return [str(name) for name in rng.permutation(np.resize(cycle, count))]
 
 
-def _lesions(rng: Generator, patterns: list[str], size_px: int) -> list[_Lesion]:
+def _lesions(rng: Generator, patterns: tuple[str, ...], size_px: int) -> list[_Lesion]:
     """The first region in the upper, the second in the lower half of the lung."""
     lesions = []
     for pattern, height in zip(patterns, (0.29, 0.71), strict=False):
@@ -419,23 +580,8 @@ def _lesions(rng: Generator, patterns: list[str], size_px: int) -> list[_Lesion]
     return lesions
 
 
-def _region_lines(lesion: _Lesion, slice_number: int, spacing_mm: float) -> list[str]:
-    """The region as the text states it: a polygon in mm from the image's corner."""
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    outline_px = lesion.outline_px(angle)
-    x_mm = (lesion.centre_px[0] + outline_px * np.cos(angle)) * spacing_mm
-    y_mm = (lesion.centre_px[1] + outline_px * np.sin(angle)) * spacing_mm
-    return [
-        f"label: {lesion.pattern}",
-        "localization: diffuse",
-        f"slice_number: {slice_number}",
-        f"nb_points_on_contour: {len(angle)}",
-        *(f"{x:.2f} {y:.2f}" for x, y in zip(x_mm, y_mm, strict=True)),
-    ]
-
-
-def _header(seed: int, number: int, kernel: str, spacing_mm: float) -> Dataset:
-    """What all slices of a patient say about themselves (DICOM PS3.3 A.3, CT image)."""
+def _header(seed: int, number: int, series: int, style: Style, spacing_mm: float) -> Dataset:
+    """What all slices of a series say about themselves (DICOM PS3.3 A.3, CT image)."""
     header = Dataset()
     header.SOPClassUID = CTImageStorage
     header.StudyDate, header.StudyTime = "20000101", "120000"
@@ -445,9 +591,10 @@ def _header(seed: int, number: int, kernel: str, spacing_mm: float) -> Dataset:
     header.PatientName = f"Phantom^Number {number}"
     header.PatientID = f"PHANTOM-{number}"
     header.PatientSex = "O"
-    header.SliceThickness, header.KVP, header.ConvolutionKernel = 1.0, 120, kernel
+    header.SliceThickness, header.KVP = style.slice_thickness_mm, 120
+    header.ConvolutionKernel = style.kernel
     header.StudyInstanceUID = _uid(seed, number, "study")
-    header.SeriesInstanceUID = _uid(seed, number, "series")
+    header.SeriesInstanceUID = _uid(seed, number, "series", series)
     header.FrameOfReferenceUID = _uid(seed, number, "frame of reference")
     header.StudyID, header.SeriesNumber = "1", 1
     header.PositionReferenceIndicator = ""
@@ -463,14 +610,30 @@ def _header(seed: int, number: int, kernel: str, spacing_mm: float) -> Dataset:
 
 
 def _write_slice(path: Path, header: Dataset, hu: Field, *, slice_number: int) -> None:
-    """One slice: the patient's header, its place, and its pixels as scanners store them."""
-    image = copy(header)
+    """One slice: the series' header, its place, and its pixels as scanners store them."""
+    image = deepcopy(header)
     image.SOPInstanceUID = _uid(header.SeriesInstanceUID, slice_number)
     image.InstanceNumber = slice_number
     image.SliceLocation = slice_number * CONSTANTS.slice_distance_mm
     image.ImagePositionPatient = [0, 0, image.SliceLocation]
-    image.Rows, image.Columns = hu.shape
-    stored = np.clip(np.rint(hu - image.RescaleIntercept), 0, 4095).astype("<u2")
+    _save(path, image, np.clip(np.rint(hu - image.RescaleIntercept), 0, 4095).astype("<u2"))
+
+
+def _write_mask(path: Path, header: Dataset, codes: NDArray[np.uint8]) -> None:
+    """A mask of one slice, as an image of codes (a secondary capture, DICOM PS3.3 A.8.1)."""
+    image = deepcopy(header)
+    for keyword in ("RescaleIntercept", "RescaleSlope", "RescaleType", "KVP", "ConvolutionKernel"):
+        delattr(image, keyword)
+    image.SOPClassUID, image.Modality = SecondaryCaptureImageStorage, "OT"
+    image.ImageType, image.ConversionType = ["DERIVED", "PRIMARY"], "WSD"
+    image.SeriesInstanceUID = _uid(header.SeriesInstanceUID, "masks", path.parent.name)
+    image.SOPInstanceUID = _uid(image.SeriesInstanceUID, path.name)
+    image.BitsAllocated, image.BitsStored, image.HighBit = 8, 8, 7
+    _save(path, image, codes)
+
+
+def _save(path: Path, image: Dataset, stored: NDArray[np.generic]) -> None:
+    image.Rows, image.Columns = stored.shape
     image.PixelData = stored.tobytes()
     image.file_meta = FileMetaDataset()
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import client.app
 from client.app import app
-from client.cohort import open_cohort
+from client.cohort import Stored, open_cohort
 from common.config import Release, SiteSettings, Study, load_study
 from common.errors import REFUSAL_SENTENCES, RefusalCode
 from common.messages import (
@@ -151,16 +151,14 @@ def test_a_secret_site_never_repeats_itself(tiny: Path) -> None:
     assert first.tobytes() != again.tobytes()
 
 
-class Watched:
+class Watched(np.ndarray):
     """Images that note which of them were looked at."""
 
-    def __init__(self, images: np.ndarray) -> None:
-        self._images = images
-        self.seen: set[int] = set()
+    seen: set[int]
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+    def __getitem__(self, rows: Any) -> Any:
         self.seen |= set(rows.tolist())
-        return self._images[rows]
+        return np.asarray(self)[rows]
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -171,8 +169,9 @@ def test_without_a_released_metric_no_test_image_is_read(
     study = load_study(tiny / "study.yaml")
     settings = site(tiny, release=Release(metrics=("accuracy",) if released else ()))
     cohort = open_cohort(settings, told(study), torch.device("cpu"))
-    watched = Watched(cohort.inputs)
-    replaced = replace(cohort, inputs=watched)
+    watched = np.array(cohort.inputs.parts[0]).view(Watched)
+    watched.seen = set()
+    replaced = replace(cohort, inputs=Stored((watched,)))
     monkeypatch.setattr(client.app, "open_cohort", lambda *_: replaced)
     found = reply(instruct(study), settings)
     expected = set(cohort.train_rows(0).tolist())

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from client.cohort import Cohort, open_cohort
+from client.cohort import Cohort, Examples, Stored, open_cohort
 from common.config import SiteSettings, load_study
 from common.data.dataset import pseudonym
 from common.errors import BadData, BadInput
@@ -162,3 +164,46 @@ def test_a_batch_holds_the_images_of_its_rows(tiny: Path) -> None:
     by_patient = examples.by_patient()
     assert sorted(np.concatenate(list(by_patient.values()))) == examples.rows.tolist()
     assert all(set(opened.dataset.patients[own]) == {who} for who, own in by_patient.items())
+
+
+def test_images_come_from_all_parts(tmp_path: Path) -> None:
+    """Rows count through arrays one after another, on disk or not, and come as 32-bit numbers."""
+    first = np.arange(6, dtype=np.float16).reshape(3, 2)
+    np.save(tmp_path / "second.npy", np.arange(6, 14, dtype=np.float16).reshape(4, 2))
+    stored = Stored((first, np.load(tmp_path / "second.npy", mmap_mode="r")))
+    assert len(stored) == 7
+    found = stored.rows(np.array([6, 0, 3, 2, 6]))
+    assert found.tolist() == [[12, 13], [0, 1], [6, 7], [4, 5], [12, 13]]
+    assert found.dtype == torch.float32
+    assert stored.rows(np.array([], dtype=np.int64)).shape == (0, 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from("abc"), max_size=20))
+def test_an_image_keeps_its_place_among_its_patients(patients: list[str]) -> None:
+    """The place counts the patient's own earlier images, whoever else is there."""
+    examples = Examples(
+        Stored((np.zeros((len(patients), 1), np.float32),)),
+        np.zeros(len(patients), np.int64),
+        np.array(patients, dtype=np.str_),
+        np.arange(len(patients)),
+    )
+    expected = [patients[:row].count(who) for row, who in enumerate(patients)]
+    assert examples.places().tolist() == expected
+
+
+def test_a_list_of_patients_is_the_sites_whatever_its_column_says(tiny: Path) -> None:
+    """`include` divides data anew: the column is not asked, and who objects stays out."""
+    include = ("north-0", "east-1", "north-2")
+    site = SiteSettings(
+        name="north", data=tiny / "manifest.csv", include=include, exclude=("north-2",)
+    )
+    opened = open_cohort(site, load_study(tiny / "study.yaml", []), CPU)
+    assert set(opened.dataset.patients.tolist()) == {key("north-0"), key("east-1")}
+
+
+def test_augmentation_is_refused_where_features_are_kept(tiny: Path) -> None:
+    """A frozen encoder's features are computed once, so changed images would never be seen."""
+    frozen = ("model.name=frozen-efficientnet-lite0", "data.image_size_px=32")
+    with pytest.raises(BadInput, match=r"training\.augmentation must be left out with model froz"):
+        cohort(tiny, *frozen, "training.augmentation.noise=0.1")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from client.cohort import Examples
+from client.cohort import Examples, Stored
 from client.training import privacy_plan, train_plain, train_round
 from common.compute import settle
 from common.config import Study, Training, parse
@@ -36,7 +36,7 @@ def examples(patients: int, *, images: int = 3, classes: int = 2, size: int = 16
     rng = np.random.default_rng(0)
     owner = np.arange(total) // 2 % max(patients, 1)
     return Examples(
-        inputs=rng.normal(size=(total, 1, size, size)).astype(np.float32),
+        inputs=Stored((rng.normal(size=(total, 1, size, size)).astype(np.float32),)),
         labels=owner % classes,
         patients=np.array([f"key-{number}" for number in owner], dtype=np.str_),
         rows=np.arange(0, total, 2),
@@ -53,6 +53,11 @@ def study(*, private: bool = False, model: str = "cnn-small", size: int = 16) ->
         "privacy": {"enabled": private, "sampling_rate": 0.5, "steps_per_round": 3},
     }
     return parse(Study, content, where="test")
+
+
+def with_training(settings: Training) -> Study:
+    """The study, trained without privacy by these settings."""
+    return study().model_copy(update={"training": settings})
 
 
 def trained(wanted: Study, data: Examples, *, by: RoundSecret | None = None) -> np.ndarray:
@@ -72,7 +77,7 @@ def by_hand(module: nn.Module, data: Examples, settings: Training, batch_size: i
         order = secret().stream("shuffled epoch", epoch).permutation(len(data.rows))
         for start in range(0, len(order), batch_size):
             rows = data.rows[order[start : start + batch_size]]
-            logits = module(torch.from_numpy(data.inputs[rows]))
+            logits = module(data.inputs.rows(rows))
             picked = logits.log_softmax(dim=1)[torch.arange(len(rows)), data.labels[rows]]
             gradients = torch.autograd.grad(-picked.mean(), parameters)
             with torch.no_grad():
@@ -94,7 +99,9 @@ def test_plain_training_is_sgd(settings: Training, batch_size: int) -> None:
     """Epochs of shuffled batches give the weights of SGD written out by hand."""
     data = examples(4)
     loop, hand = study_model(study()), study_model(study())
-    train_plain(loop, data, settings, batch_size=batch_size, secret=secret(), device=CPU)
+    train_plain(
+        loop, data, with_training(settings), batch_size=batch_size, secret=secret(), device=CPU
+    )
     by_hand(hand, data, settings, batch_size)
     assert not np.array_equal(pack(loop), pack(study_model(study())))
     np.testing.assert_allclose(pack(loop), pack(hand), rtol=1e-5, atol=1e-7)
@@ -104,14 +111,14 @@ def test_plain_training_is_torchs_sgd_to_the_bit() -> None:
     """The bits are those of torch's own SGD over the same batches."""
     data, settings = examples(4), Training(epochs=2, weight_decay=0.01)
     loop, bare = study_model(study()), study_model(study())
-    train_plain(loop, data, settings, batch_size=5, secret=secret(), device=CPU)
+    train_plain(loop, data, with_training(settings), batch_size=5, secret=secret(), device=CPU)
     optimizer = torch.optim.SGD(bare.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     for epoch in range(2):
         order = secret().stream("shuffled epoch", epoch).permutation(12)
         for batch in (order[:5], order[5:10], order[10:]):
             rows = data.rows[batch]
             optimizer.zero_grad()
-            logits = bare(torch.from_numpy(data.inputs[rows]))
+            logits = bare(data.inputs.rows(rows))
             nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows])).backward()
             optimizer.step()
     assert pack(loop).tobytes() == pack(bare).tobytes()
@@ -135,9 +142,9 @@ def test_the_smallest_sites_train(private: bool, data: Examples) -> None:
 def test_only_this_sides_rows_are_trained_on(private: bool) -> None:
     """Rows of the other side may hold anything."""
     data = examples(3)
-    other = data.inputs.copy()
+    other = data.inputs.parts[0].copy()
     other[1::2] = np.nan
-    spoiled = Examples(other, data.labels, data.patients, data.rows)
+    spoiled = Examples(Stored((other,)), data.labels, data.patients, data.rows)
     wanted = study(private=private)
     assert trained(wanted, spoiled).tobytes() == trained(wanted, data).tobytes()
 
@@ -209,11 +216,13 @@ def test_only_the_head_of_a_frozen_model_is_trained(private: bool) -> None:
     assert frozen is not None
     before = {name: value.clone() for name, value in frozen[0].state_dict().items()}
     data = examples(4)
-    features = frozen[0](torch.from_numpy(data.inputs).repeat(1, 1, 2, 2)).numpy()
-    on_features = Examples(features, data.labels, data.patients, data.rows)
+    images = torch.from_numpy(data.inputs.parts[0]).repeat(1, 1, 2, 2)
+    on_features = Examples(
+        Stored((frozen[0](images).numpy(),)), data.labels, data.patients, data.rows
+    )
     head = trained_part(model)
     train_round(head, on_features, wanted, declared_patients=10, secret=secret(), device=CPU)
-    model.train()(torch.from_numpy(data.inputs).repeat(1, 1, 2, 2))
+    model.train()(images)
     after = frozen[0].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert pack(model).any()  # it begins at zero

@@ -92,13 +92,17 @@ def test_every_problem_is_told_at_once() -> None:
         ("privacy.enabled", 1, "`privacy.enabled` must be true or false; got 1."),
         ("name", "../x", "`name` must be 1 to 64 letters, digits, _, . or -"),
         ("classes", "ab", '`classes` must be a list such as [a, b]; got "ab".'),
-        ("classes", ["a"], "`classes` must be a list of at least 2; got a list of 1."),
+        (
+            "classes",
+            ["a"],
+            "`classes` must be a list of at least 2 (or set `task: multi-label`); got",
+        ),
         ("classes", ["a", "a"], "`classes` must be names that differ from one another."),
         ("classes", ["a", " b"], "`classes.1` must be text on one line without blanks around it"),
         ("classes", [0, "b"], "`classes.0` must be text (put quotes around it); got 0."),
         ("data", 5, "`data` must be a group of keys; got 5."),
-        ("data", {}, "`data.kind` must be manifest or ild; got nothing."),
-        ("data", {"kind": "mnist"}, '`data.kind` must be manifest or ild; got "mnist".'),
+        ("data", {}, "`data.kind` must be manifest or ild or mrnet; got nothing."),
+        ("data", {"kind": "mnist"}, '`data.kind` must be manifest or ild or mrnet; got "mnist".'),
         ("data.intensity", {"low": 3, "high": 3}, "`data.intensity` must be a range whose high"),
         ("strategy.name", "fedprox", "`strategy.name` must be 'fedavg'; got \"fedprox\"."),
         ("federation.weights", {"north": 0}, "`federation.weights.north` must be greater than 0"),
@@ -127,7 +131,6 @@ def test_a_bad_value_is_named(key: str, value: object, words: str) -> None:
         ("trainng", "unknown key `trainng`; did you mean `training`?"),
         ("training.round", "unknown key `training.round`; did you mean `rounds`?"),
         ("data.fold", "unknown key `data.fold`; did you mean `folds`?"),
-        ("simulation.phantom.patient", "did you mean `patients`?"),
         ("simulation.sites.a.relase", "unknown key `simulation.sites.a.relase`; did you mean"),
         ("strategy.zzz", "unknown key `strategy.zzz`; known: name."),
     ],
@@ -143,6 +146,64 @@ def test_an_unknown_key_of_the_other_data_kind_is_told_by_its_own_kind() -> None
     assert problems(content) == [
         "study.yaml: unknown key `data.strid_px`; did you mean `stride_px`?"
     ]
+
+
+def test_an_unknown_key_of_a_phantom_is_told_by_its_kind() -> None:
+    """The MRNet phantom has exams and no patients."""
+    assert problems(with_key("simulation.phantom", {"kind": "mrnet", "exam": 5})) == [
+        "study.yaml: unknown key `simulation.phantom.exam`; did you mean `exams`?"
+    ]
+
+
+MRNET = {
+    "task": "multi-label",
+    "classes": ["acl"],
+    "data": {"kind": "mrnet"},
+    "privacy": {"unit": "exam"},
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (MINIMAL | {"task": "multi-label", "data": {"kind": "ild"}}, "`task` must be multi-class"),
+        (MRNET | {"task": "multi-class", "classes": ["acl", "meniscus"]}, "`task` must be multi-"),
+        (MRNET | {"classes": ["acl", "pcl"]}, "`classes` must be out of abnormal, acl, meniscus"),
+        (MRNET | {"privacy": {"enabled": True}}, "`privacy.unit` must be exam, since"),
+        (
+            MINIMAL | {"privacy": {"enabled": True, "unit": "exam"}},
+            "`privacy.unit` must be patient, since data.kind is manifest",
+        ),
+        (
+            MINIMAL | {"privacy": {"enabled": True}, "training": {"augmentation": {"mixup": 0.2}}},
+            "`training.augmentation.mixup` must be 0 under privacy, since",
+        ),
+    ],
+)
+def test_keys_that_contradict_one_another_are_named(content: dict[str, Any], words: str) -> None:
+    """Each is right by itself; the sentence says why they can't be together."""
+    (said,) = problems(content)
+    assert said.startswith(f"study.yaml: {words}")
+    assert said.endswith("Change it there.")
+
+
+def test_a_study_of_one_label_is_fine() -> None:
+    """A multi-label task may have a single label; mixup is allowed without privacy."""
+    mixed = MRNET | {"training": {"augmentation": {"mixup": 0.2}}}
+    assert parse(Study, mixed, where="x").classes == ("acl",)
+
+
+@pytest.mark.parametrize(
+    ("partition", "words"),
+    [
+        ({"by": "column"}, "`simulation.partition` must be a group with `column` if, and only if"),
+        ({"by": "labels", "column": "sex"}, "`simulation.partition` must be a group with `column`"),
+        ({"by": "weather"}, "`simulation.partition.by` must be 'column', 'labels', 'quantity'"),
+    ],
+)
+def test_a_partition_says_what_it_goes_by(partition: dict[str, str], words: str) -> None:
+    """A column is named exactly where one is used."""
+    assert words in problems(with_key("simulation.partition", partition))[0]
 
 
 def test_a_missing_key_is_named() -> None:
@@ -297,19 +358,28 @@ def test_a_site_overrides_the_defaults_key_by_key() -> None:
 CHANGED = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5 + 0.01}
 OTHER = {
     "name": "other",
-    "classes": ("b", "a"),
+    "data.slices": 16,
+    "data.preprocessing": ("clahe",),
+    "data.regions": "masks",
+    "data.label_rule": "largest",
+    "data.pixel_spacing_mm": 0.7,
+    "data.read_planes": ("axial",),
+    "data.fit": "pad",
+    "model.pooling": "attention",
+    "training.augmentation.flips": ("vertical",),
     "data.folds": 3,
     "model.name": "other",
     "privacy.target_delta": 1e-6,
     "federation.weights": {"north": 2.0},
 }
-ONE_VALUE = {"format", "data.kind", "privacy.unit", "strategy.name"}  # nothing to change to
+# Nothing to change to, or not alone.
+ONE_VALUE = {"format", "task", "data.kind", "privacy.unit", "strategy.name"}
 
 
-@pytest.mark.parametrize("kind", ["manifest", "ild"])
-def test_the_hash_covers_every_key_but_simulation(kind: str) -> None:
+@pytest.mark.parametrize("content", [MINIMAL, MINIMAL | {"data": {"kind": "ild"}}, MRNET])
+def test_the_hash_covers_every_key_but_simulation(content: dict[str, Any]) -> None:
     """Any other value of any key gives another hash, unless it only says how to simulate."""
-    study = parse(Study, MINIMAL | {"data": {"kind": kind}}, where="x")
+    study = parse(Study, content, where="x")
     simulated = 0
     for key, value in leaves(study).items():
         if key in ONE_VALUE:
@@ -317,7 +387,10 @@ def test_the_hash_covers_every_key_but_simulation(kind: str) -> None:
         if key.startswith("simulation."):
             simulated += 1
             continue
-        other = OTHER.get(key) or CHANGED[type(value)](value)
+        if key == "classes":
+            other: Any = tuple(reversed(value)) if len(value) > 1 else ("meniscus",)
+        else:
+            other = OTHER.get(key) or CHANGED[type(value)](value)
         content = study.model_dump(mode="json")
         *parents, last = key.split(".")
         place = content
@@ -327,7 +400,11 @@ def test_the_hash_covers_every_key_but_simulation(kind: str) -> None:
         assert parse(Study, content, where="x").sha256 != study.sha256, key
     assert simulated > 3
     content = study.model_dump(mode="json")
-    content["simulation"] = {"data": "/x", "phantom": {"seed": 5}, "sites": {"a": {}}}
+    content["simulation"] = {
+        "data": "/x",
+        "phantom": {"kind": "ild", "seed": 5},
+        "sites": {"a": {}},
+    }
     assert parse(Study, content, where="x").sha256 == study.sha256
 
 

@@ -14,15 +14,17 @@ import pytest
 import simulations
 from client.cohort import open_cohort
 from common.compute import find_device
-from common.config import load_study
+from common.config import IldData, ManifestData, MrnetData, Privacy, Study, load_study
 from common.errors import BadData, BadInput
 from common.models import pack, save, study_model
 from simulations.evaluate import (
     ALL_PATIENTS,
     OTHER_SITES,
-    TEST_COLUMN,
     TEST_PATIENTS,
+    TEST_SIDE,
+    _with_data,
     evaluate_models,
+    text,
     write,
 )
 from simulations.sites import simulated_sites
@@ -34,8 +36,8 @@ def folds(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[..., Pa
     clear = write_tiny(tmp_path_factory.mktemp("folds") / "clear")
     folder = clear.with_name("tiny")
     with_column(clear, folder, "batch", lambda line: str(line % 16 // 2))
-    text = (folder / "manifest.csv").read_text().replace(",bright,M,3", ",dark,M,3")
-    (folder / "manifest.csv").write_text(text.replace(",dark,F,0", ",bright,F,0"))
+    table = (folder / "manifest.csv").read_text().replace(",bright,M,3", ",dark,M,3")
+    (folder / "manifest.csv").write_text(table.replace(",dark,F,0", ",bright,F,0"))
     shutil.copy(clear / "study.yaml", folder)
     study = load_study(folder / "study.yaml", ["data.folds=2", "training.rounds=1", "seed=5"])
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +46,31 @@ def folds(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[..., Pa
     return folder
 
 
-@pytest.fixture(params=["finished", "folds"])
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[..., Path]) -> Path:
+    """A folder with a finished multi-label run, in `run`: an image is bright, marked or both."""
+    folder = write_tiny(tmp_path_factory.mktemp("labels") / "tiny", {"north": 40, "south": 40})
+    with (folder / "manifest.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        rows = [
+            [
+                line["path"],
+                line["patient"],
+                line["site"],
+                int(line["label"] == "bright"),
+                number % 6 // 3,
+            ]
+            for number, line in enumerate(lines)
+        ]
+        csv.writer(file).writerows([["path", "patient", "site", "bright", "marked"], *rows])
+    changes = ["task=multi-label", "classes=[bright, marked]", "data.folds=2", "training.rounds=1"]
+    study = load_study(folder / "study.yaml", changes)
+    simulations.run(study, out=folder / "run", baselines=False)
+    return folder
+
+
+@pytest.fixture(params=["finished", "folds", "labels"])
 def done(request: pytest.FixtureRequest) -> Path:
     """A finished run, with and without folds."""
     folder: Path = request.getfixturevalue(request.param)
@@ -73,7 +99,39 @@ def test_a_runs_own_numbers_come_out_again(done: Path, data: str) -> None:
     """Evaluating a run directory on its data gives its federated numbers, intervals included."""
     (scored,) = evaluate_models([done / "run"], data=done / data)
     assert scored.as_json()["evaluation"] == own_numbers(done)
-    assert scored.who == TEST_PATIENTS
+    assert scored.who == TEST_PATIENTS.format(unit="patient")
+
+
+def test_labels_are_scored_one_by_one(labels: Path, tmp_path: Path) -> None:
+    """Of a multi-label run, numbers, terminal and page speak of each label against its absence."""
+    (scored,) = evaluate_models([labels / "run"], data=labels / "manifest.csv")
+    found = scored.as_json()
+    assert (found["task"], found["unit"], found["patients"]) == ("multi-label", "patient", 80)
+    assert np.sum(found["confusion_matrix"], axis=(1, 2)).tolist() == [160, 160]
+    assert np.shape(found["confusion_matrix"]) == (2, 2, 2)
+    assert found["evaluation"]["all"]["specificity:marked"]["low"] is not None
+    printed = text([scored])
+    assert "true positives" in printed
+    assert "by resampling patients within site and combination of labels" in printed
+    write(tmp_path, [scored])
+    for page in (tmp_path / "report.html", labels / "run" / "report.html"):
+        html = page.read_text()
+        assert "AUROC of each label" in html
+        assert "10 patients with and as many without each label" in html
+    result = json.loads((labels / "run" / "result.json").read_text())
+    assert (result["task"], result["unit"], result["partition"]) == ("multi-label", "patient", None)
+
+
+def test_labels_and_classes_are_not_mixed(labels: Path, tmp_path: Path) -> None:
+    """One table can't hold models whose classes have the same names but exclude each other."""
+    study = load_study(labels / "run" / "study.yaml", ["task=multi-class"])
+    path = tmp_path / "classes.safetensors"
+    save(path, pack(study_model(study)), study=study, fold=0, privacy={"sentence": "none"})
+    data = with_column(  # labelled for both tasks
+        labels, tmp_path, "label", lambda line: "bright" if line % 2 else "marked"
+    )
+    with pytest.raises(BadInput, match=r"models of one task.*multi-label.*multi-class"):
+        evaluate_models([labels / "run", path], data=data)
 
 
 def test_intervals_are_among_those_numbers(folds: Path) -> None:
@@ -87,7 +145,7 @@ def test_a_single_model_scores_everybody_and_says_so(finished: Path) -> None:
         [finished / "run" / "model.safetensors"], data=finished / "manifest.csv"
     )
     assert (scored.patients, len(scored.predictions)) == (24, 48)
-    assert scored.who == ALL_PATIENTS
+    assert scored.who == ALL_PATIENTS.format(unit="patient")
     assert scored.data_label == "real"
 
 
@@ -118,7 +176,7 @@ def test_a_split_column_says_who_is_scored(finished: Path, tmp_path: Path) -> No
     )
     (scored,) = evaluate_models([finished / "run" / "model.safetensors"], data=data)
     assert scored.patients == 6
-    assert scored.who == TEST_COLUMN
+    assert scored.who == TEST_SIDE.format(unit="patient")
 
 
 def test_new_patients_are_scored_by_a_run_of_one_split(
@@ -129,7 +187,8 @@ def test_new_patients_are_scored_by_a_run_of_one_split(
     (scored,) = evaluate_models([finished / "run"], data=more / "manifest.csv")
     split = json.loads((finished / "run" / "sites" / "north" / "split.json").read_text())
     assert scored.patients == sum(part == 0 for part in split.values()) + 2 + 3
-    assert scored.who == TEST_PATIENTS + OTHER_SITES.format("south")
+    said = (TEST_PATIENTS + OTHER_SITES).format(unit="patient", sites="south")
+    assert scored.who == said
 
 
 def test_new_patients_belong_to_no_fold(
@@ -205,6 +264,30 @@ def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(BadInput, match=expected):
             evaluate_models([path], data=finished / "manifest.csv")
+
+
+def test_images_of_another_kind_are_prepared_as_the_models_own(tmp_path: Path) -> None:
+    """A manifest's images get the steps of the model's study; a folder holds its kind of trees."""
+    ild = IldData(image_size_px=48, preprocessing=("clahe",), folds=3)
+    knees = MrnetData(read_planes=("axial",), slices=5)
+    for own, manifest in (
+        (
+            ild,
+            ManifestData(image_size_px=48, intensity=ild.intensity, preprocessing=("clahe",)),
+        ),
+        (knees, ManifestData(image_size_px=96, preprocessing=("min-max",), slices=5)),
+    ):
+        task, unit = ("multi-label", "exam") if own is knees else ("multi-class", "patient")
+        study = Study(
+            task=task,
+            classes=("acl", "meniscus"),
+            data=own,
+            privacy=Privacy(enabled=True, unit=unit),
+        )
+        found = _with_data(study, tmp_path / "manifest.csv")
+        assert found.data == manifest
+        assert Study.model_validate_json(found.model_dump_json()) == found  # a study that is valid
+        assert _with_data(study, tmp_path).data == own.model_copy(update={"folds": None})
 
 
 def test_data_of_another_kind_are_refused(finished: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import Intensity
-from common.data.dataset import Dataset, Preprocessing, derived, open_dataset, pseudonym
+from common.data.dataset import Dataset, derived, open_dataset, pseudonym
+from common.data.preprocessing import Preprocessing
 from common.data.source import Image, Source
 from common.errors import BadData, BadInput
 
@@ -54,7 +55,7 @@ class RawReader:
             self.failing()
         label = int(str(source.detail))
         return tuple(
-            Image(np.full((1, 8, 8), value, np.float32), label)
+            Image((np.full((1, 8, 8), value, np.float32),), label)
             for value in source.path.read_bytes()
         )
 
@@ -116,7 +117,7 @@ def test_images_come_with_whose_they_are(data: Path, cache: Path) -> None:
 def test_images_stay_on_disk(data: Path, cache: Path) -> None:
     """Images and what is derived from them are memory-mapped and can't be written by accident."""
     dataset = opened(data, cache)
-    features = derived(dataset, "mean", lambda images: images.mean(axis=(2, 3)), width=1)
+    features = derived(dataset, "mean", lambda images: images.mean(axis=(2, 3)), shape=(1,))
     for array in (dataset.images, features):
         assert isinstance(array, np.memmap)
         with pytest.raises(ValueError, match="read-only"):
@@ -225,12 +226,12 @@ def build_and_die(data: Path, cache: Path) -> None:
     opened(data, cache, RawReader(failing=lambda: os._exit(9)))
 
 
-@pytest.mark.parametrize("damage", ["table.json", "images.f32", "cut", "garbled"])
+@pytest.mark.parametrize("damage", ["table.json", "images.bin", "cut", "garbled"])
 def test_a_damaged_entry_is_built_again(data: Path, cache: Path, damage: str) -> None:
     """Somebody tidied up inside the cache: the entry heals."""
     folder = opened(data, cache).folder
     if damage == "cut":
-        os.truncate(folder / "images.f32", 100)
+        os.truncate(folder / "images.bin", 100)
     elif damage == "garbled":
         (folder / "table.json").write_text("{")
     else:
@@ -301,8 +302,8 @@ def test_a_full_disk_is_said_in_a_sentence(data: Path, cache: Path) -> None:
     assert list(cache.iterdir()) == []
     dataset = opened(data, cache)
     with pytest.raises(BadInput, match=r"No space left.*set FEDWARD_CACHE"):
-        derived(dataset, "mean", no_room, width=1)
-    assert sorted(path.name for path in dataset.folder.iterdir()) == ["images.f32", "table.json"]
+        derived(dataset, "mean", no_room, shape=(1,))
+    assert sorted(path.name for path in dataset.folder.iterdir()) == ["images.bin", "table.json"]
 
 
 def test_a_cache_that_is_no_folder_is_said_in_a_sentence(data: Path, tmp_path: Path) -> None:
@@ -320,14 +321,14 @@ def test_what_is_derived_is_computed_once(data: Path, cache: Path) -> None:
         return np.repeat(images.mean(axis=(2, 3)), 2, axis=1)
 
     dataset = opened(data, cache)
-    first = derived(dataset, "mean", mean, width=2, batch=3)
-    again = derived(dataset, "mean", mean, width=2, batch=3)
+    first = derived(dataset, "mean", mean, shape=(2,), batch=3)
+    again = derived(dataset, "mean", mean, shape=(2,), batch=3)
     assert batches == [3, 3]
     assert first.shape == (4, 2)
     assert first[:, 1] == pytest.approx([-1, 1, -0.6, 0.6])
     assert np.array_equal(first, again)
     other = opened(data, cache, preprocessing=Preprocessing(8, Intensity(low=0, high=510)))
-    assert derived(other, "mean", mean, width=2)[1, 0] == pytest.approx(0)
+    assert derived(other, "mean", mean, shape=(2,))[1, 0] == pytest.approx(0)
 
 
 def test_a_killed_derivation_leaves_nothing(data: Path, cache: Path) -> None:
@@ -340,15 +341,15 @@ def test_a_killed_derivation_leaves_nothing(data: Path, cache: Path) -> None:
         return images.mean(axis=(2, 3))
 
     with pytest.raises(Killed):
-        derived(dataset, "mean", die, width=1, batch=1)
-    assert sorted(path.name for path in dataset.folder.iterdir()) == ["images.f32", "table.json"]
+        derived(dataset, "mean", die, shape=(1,), batch=1)
+    assert sorted(path.name for path in dataset.folder.iterdir()) == ["images.bin", "table.json"]
 
 
 def test_pixels_become_minus_one_to_one() -> None:
     """Low becomes -1 and high +1, linearly; what lies outside is clipped."""
     preprocessing = Preprocessing(8, Intensity(low=-1400, high=200))
     ramp = np.linspace(-2000, 1000, 64, dtype=np.float32).reshape(1, 8, 8)
-    out = preprocessing.apply(ramp)
+    out = preprocessing.apply((ramp,))
     assert out == pytest.approx(np.clip((ramp + 1400) / 800 - 1, -1, 1), abs=1e-5)
     assert out.dtype == np.float32
 
@@ -357,7 +358,7 @@ def test_pixels_become_minus_one_to_one() -> None:
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([8, 32]))
 def test_any_shape_becomes_a_square(height: int, width: int, size: int) -> None:
     """The image keeps its proportions and lies in the middle, padded with the lowest value."""
-    out = Preprocessing(size, Intensity(low=0, high=1)).apply(np.ones((1, height, width), "f4"))
+    out = Preprocessing(size, Intensity(low=0, high=1)).apply((np.ones((1, height, width), "f4"),))
     assert out.shape == (1, size, size)
     inside = out[0] > -1
     rows, columns = inside.any(axis=1).sum(), inside.any(axis=0).sum()
@@ -373,13 +374,13 @@ def test_any_shape_becomes_a_square(height: int, width: int, size: int) -> None:
 def test_shrinking_averages() -> None:
     """Resizing is antialiased: a fine checkerboard becomes grey and no moiré."""
     board = np.indices((64, 64)).sum(axis=0) % 2
-    out = Preprocessing(8, Intensity(low=0, high=1)).apply(board[None].astype(np.float32))
+    out = Preprocessing(8, Intensity(low=0, high=1)).apply((board[None].astype(np.float32),))
     assert np.abs(out[0, 1:-1, 1:-1]).max() < 0.05
 
 
 def test_a_very_long_image_fits_into_memory() -> None:
     """One row of four million pixels is not padded to a square of its length."""
-    out = Preprocessing(8, Intensity(low=0, high=1)).apply(np.ones((1, 1, 4_000_000), "f4"))
+    out = Preprocessing(8, Intensity(low=0, high=1)).apply((np.ones((1, 1, 4_000_000), "f4"),))
     assert (out[0] > -1).sum() == 8
 
 

@@ -1,26 +1,26 @@
-"""The manifest: which tables are read, which images, and in which words the others are refused."""
+"""The manifest: which tables are read, and in which words the others are refused."""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image as Pillow
 from pydicom.data import get_testdata_file
 
-from common.data.dicom import read_grey
+from common.data.dicom import read_grey, read_volume
 from common.data.manifest import MAX_PROBLEMS, ManifestReader
 from common.data.source import Source
 from common.errors import BadData
 
 CLASSES = ("PA", "AP")
 HEADER = "path,patient,site,label"
+PICTURES = ManifestReader()
+VOLUMES = ManifestReader(volumes=True)
 SECRET = "Ann-4711"  # a patient, who must be in no message
 
 
@@ -35,30 +35,50 @@ def table(folder: Path, *lines: str, header: str = HEADER, images: bool = True) 
     return path
 
 
-def refused(path: Path) -> list[str]:
+def refused(path: Path, reader: ManifestReader = PICTURES) -> list[str]:
     """The problems with which a manifest is refused."""
     with pytest.raises(BadData) as caught:
-        ManifestReader().find(path, CLASSES)
+        reader.find(path, CLASSES)
     assert SECRET not in str(caught.value)
     return str(caught.value).splitlines()
 
 
-def decoded(path: Path) -> np.ndarray:
-    """The one image of a file."""
-    (image,) = ManifestReader().decode(Source(path, SECRET, "north", 1))
+def decoded(path: Path, reader: ManifestReader = PICTURES) -> np.ndarray:
+    """The one plane (S, H, W) that a manifest's reader finds in a file."""
+    (image,) = reader.decode(Source(path, SECRET, "north", 1))
+    (plane,) = image.planes
     assert image.label == 1
-    assert image.pixels.dtype == np.float32
-    assert image.pixels.shape[0] == 1
-    return image.pixels[0]
+    assert plane.dtype == np.float32
+    return plane
 
 
-def undecodable(path: Path) -> str:
-    """The sentence with which a file is refused; it begins with the file's name."""
+def undecodable(source: Source, reader: ManifestReader) -> str:
+    """The sentence with which a line's files are refused; it begins with a file's name."""
     with pytest.raises(BadData) as caught:
-        ManifestReader().decode(Source(path, SECRET, "north", 1))
-    assert str(caught.value).startswith(f"{path.name}: ")
+        reader.decode(source)
     assert SECRET not in str(caught.value)
+    assert str(caught.value).startswith(tuple(f"{path.name}: " for path in source.paths))
     return str(caught.value)
+
+
+def real(name: str) -> Path:
+    """A DICOM file that pydicom brings."""
+    path = get_testdata_file(name)
+    assert path is not None
+    return Path(str(path))
+
+
+def series(folder: Path, *, slices: int = 3) -> Path:
+    """A folder with the slices of one series, the last one first by name."""
+    folder.mkdir(parents=True)
+    slice_ = pydicom.dcmread(real("CT_small.dcm"))
+    for number in range(slices):
+        slice_.SOPInstanceUID = pydicom.uid.UID(f"1.2.3.{number + 1}")
+        slice_.InstanceNumber = number + 1
+        slice_.ImagePositionPatient = [0, 0, 5 * number]
+        slice_.SliceLocation = 5 * number
+        slice_.save_as(folder / f"{slices - number}.dcm")
+    return folder
 
 
 def test_each_line_is_one_source(tmp_path: Path) -> None:
@@ -73,7 +93,7 @@ def test_each_line_is_one_source(tmp_path: Path) -> None:
     assert first == Source(
         tmp_path / "a.png", "p 1", "north", 1, {"sex": "F", "age": ""}, side="train"
     )
-    assert second == Source(tmp_path / "b.png", "p2", "south", 0, {"sex": "M"}, side="")
+    assert second == Source(tmp_path / "b.png", "p2", "south", 0, {"sex": "M", "age": ""})
 
 
 def test_a_folder_stands_for_its_manifest(tmp_path: Path) -> None:
@@ -90,14 +110,14 @@ def test_a_folder_stands_for_its_manifest(tmp_path: Path) -> None:
     ("line", "words"),
     [
         (",p1,north,PA", "line 2: path is empty"),
-        ("a.png,p1", "line 2: site, label is empty; fill it in or remove the line"),
+        ("a.png,p1", "line 2: label, site is empty; fill it in or remove the line"),
         ("a.png,p1,north,pa", "line 2: the label 'pa' is none of the study's classes (PA, AP)"),
         ("a.png,p1,St. Mary,PA", "line 2: site must be 1 to 64 letters, digits, _, . or -"),
         ("a.png,p1,../x,PA", "line 2: site must be 1 to 64 letters"),
         ("a.png,p1,north,PA,both", "line 2: split must be train, test or empty; got 'both'"),
         ("a.png,p1,north,PA,test,more", "line 2: has a cell that no column names; put quotes"),
         ("b/a.png,p1,north,PA", "line 2: the file 'b/a.png' does not exist; mend the path"),
-        ("folder.png,p1,north,PA", "line 2: the file 'folder.png' does not exist"),
+        ("folder.png,p1,north,PA", "line 2: 'folder.png' is a folder, but the study reads"),
         ("a\x00.png,p1,north,PA", r"line 2: the file 'a\x00.png' does not exist"),
         (f"{'x' * 5000}.dcm,p1,north,PA", "line 2: the file 'xxxxx"),
         ("../a.png,p1,north,PA", "line 2: path must stay inside the manifest's folder"),
@@ -128,7 +148,7 @@ def test_contradictions_between_lines_are_named(tmp_path: Path) -> None:
     Pillow.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "b.png")
     said = refused(path)
     assert len(said) == 3
-    assert said[0].startswith("manifest.csv: line 3: the same path as line 2")
+    assert said[0].startswith("manifest.csv: line 3: reads the same file as line 2")
     assert said[1].startswith("manifest.csv: line 4: its patient is listed at another site in line")
     assert said[2].startswith("manifest.csv: line 5: its patient is on another side of `split` in")
 
@@ -144,9 +164,9 @@ def test_all_problems_come_together_up_to_a_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "the column path, patient, site, label is missing"),
-        (b"path;patient;site;label\n", "is missing; the first line must name path, patient, site,"),
-        (b"path,patient,label\n", "the column site is missing"),
+        (b"", "the column path, patient, label is missing"),
+        (b"path;patient;site;label\n", "is missing; the first line must name path, patient, label"),
+        (b"path,patient,site\n", "the column label is missing"),
         (b"path,patient,site,label,label\n", "the column label is there twice"),
         (b"path,patient,site,label\n\n", "expected at least one image below the header"),
         (b'path,patient,site,label\n"a"b,c\n', "is no CSV in UTF-8"),
@@ -184,203 +204,244 @@ def test_a_link_placed_inside_the_folder_is_followed(tmp_path: Path) -> None:
     path = table(inside, "a.png,p1,north,PA", images=False)
     (source,) = ManifestReader().find(path, CLASSES)
     assert decoded(source.path).mean() == 7
+    assert source.path == inside / "a.png"
 
 
-GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-DEEP = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-COLOUR = np.random.default_rng(0).integers(0, 255, (3, 4, 3), dtype=np.uint8)
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+def test_without_a_column_the_site_is_open(tmp_path: Path) -> None:
+    """A hospital's own table needs no site; where the column is there, each line has one."""
+    path = table(tmp_path, "a.png,p1,PA", "b.png,p2,AP,", header="path,patient,label,sex")
+    assert [source.site for source in ManifestReader().find(path, CLASSES)] == [None, None]
+    path = table(
+        tmp_path, "a.png,p1,PA,north", f"b.png,{SECRET},AP,", header="path,patient,label,site"
+    )
+    assert refused(path) == ["manifest.csv: line 3: site is empty; fill it in or remove the line."]
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.tif", "a.tiff"])
-def test_grey_images_keep_their_values(tmp_path: Path, name: str) -> None:
-    """8-bit and 16-bit greys come back as stored, rows first."""
-    for stored in (GREY, DEEP):
-        Pillow.fromarray(stored).save(tmp_path / name)
-        assert np.array_equal(decoded(tmp_path / name), stored)
+def test_a_site_keeps_its_own_names(tmp_path: Path) -> None:
+    """Columns and labels are renamed before anything is checked; what is unnamed stays."""
+    path = table(
+        tmp_path,
+        "a.png,C1,front,F,x",
+        "b.png,C2,AP,M,y",
+        header="file,CaseID,finding,sex,label",
+    )
+    reader = ManifestReader(
+        columns=(("label", "finding"), ("path", "file"), ("patient", "CaseID")),
+        labels=(("back", "PA"), ("front", "PA"), ("cough", "flu")),
+    )
+    first, second = reader.find(path, CLASSES)
+    assert first == Source(tmp_path / "a.png", "C1", None, 0, {"sex": "F"})
+    assert (second.patient, second.detail) == ("C2", 1)
+
+
+def test_two_names_can_be_swapped_and_one_column_used_twice(tmp_path: Path) -> None:
+    """Renaming is one step, not one after the other."""
+    path = table(tmp_path, "a.png,PA,p1", header="path,patient,label")
+    reader = ManifestReader(columns=(("patient", "label"), ("label", "patient"), ("scan", "path")))
+    (source,) = ManifestReader(columns=(*reader.columns, ("path", "path"))).find(path, CLASSES)
+    assert (source.patient, source.detail) == ("p1", 0)
+    assert source.groups == {"scan": "a.png"}
 
 
 @pytest.mark.parametrize(
-    "stored",
-    [DEEP.astype(">u2"), DEEP.astype(np.int32) - 1000, DEEP.astype(np.float32) / 7],
-    ids=["big-endian", "signed", "float"],
+    ("reader", "words"),
+    [
+        (
+            ManifestReader(columns=(("patient", "CaseID"), ("sex", "Sex"))),
+            "there is no column 'CaseID' (for patient), 'Sex' (for sex); mend the site's `columns`",
+        ),
+        (ManifestReader(columns=(("sex", "label"),)), "the column label is missing"),
+        (
+            ManifestReader(labels=(("PA", "Pa"),)),
+            "line 2: the label 'PA', 'Pa' by the site's `labels`, is none of the study's classes",
+        ),
+        (
+            ManifestReader(task="multi-label", labels=(("pa", "PA"),)),
+            "there is no column 'pa' (for PA); mend",
+        ),
+        (
+            ManifestReader(
+                task="multi-label", columns=(("PA", "site"),), labels=(("label", "PA"),)
+            ),
+            "name two columns for one of ours; keep one of them",
+        ),
+        (ManifestReader(task="multi-label"), "the column PA, AP is missing"),
+    ],
 )
-def test_deep_tiffs_keep_their_values(tmp_path: Path, stored: np.ndarray) -> None:
-    """No depth that TIFF knows is cut down to 8 bits."""
-    Pillow.fromarray(stored).save(tmp_path / "a.tif")
-    assert np.array_equal(decoded(tmp_path / "a.tif"), stored.astype(np.float32))
+def test_a_name_that_leads_nowhere_is_refused(
+    tmp_path: Path, reader: ManifestReader, words: str
+) -> None:
+    """Of a column or of a label, with the place where the name is written."""
+    (said,) = refused(table(tmp_path, f"a.png,{SECRET},north,PA"), reader)
+    assert said.startswith("manifest.csv: ")
+    assert words in said
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_colour_becomes_luminance(tmp_path: Path, mode: str) -> None:
-    """Colours are weighted as people see them; transparency and palettes don't matter."""
-    picture = Pillow.fromarray(COLOUR)
-    (picture.quantize(256) if mode == "P" else picture.convert(mode)).save(tmp_path / "a.png")
-    assert np.abs(decoded(tmp_path / "a.png") - COLOUR @ LUMA).max() <= 1
+def test_an_image_may_have_several_labels(tmp_path: Path) -> None:
+    """A column of 0 and 1 for each class gives a tuple in the study's order; `label` is a group."""
+    path = table(tmp_path, "a.png,p1,1,0,x", "b.png,p1,0,0,y", header="path,patient,AP,pa,label")
+    reader = ManifestReader(task="multi-label", labels=(("pa", "PA"), ("none", "other")))
+    first, second = reader.find(path, CLASSES)
+    assert (first.detail, second.detail) == ((0, 1), (0, 0))
+    assert first.groups == {"label": "x"}
+    assert reader.decode(first)[0].label == (0, 1)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "1"])
-def test_grey_by_another_name_is_grey(tmp_path: Path, mode: str) -> None:
-    """Grey with transparency and black-and-white use the range of 8 bits."""
-    stored = np.where(GREY > 100, 255, 0).astype(np.uint8)
-    Pillow.fromarray(stored).convert(mode).save(tmp_path / "a.png")
-    assert np.array_equal(decoded(tmp_path / "a.png"), stored)
+@pytest.mark.parametrize(("cell", "words"), [("yes", "got 'yes'"), ("1.0", "got '1.0'"), ("", "")])
+def test_other_cells_than_0_and_1_are_refused(tmp_path: Path, cell: str, words: str) -> None:
+    """With the line and the class, empty ones too."""
+    path = table(tmp_path, "a.png,p1,1,1", f"b.png,{SECRET},1,{cell}", header="path,patient,PA,AP")
+    (said,) = refused(path, ManifestReader(task="multi-label"))
+    if cell:
+        assert "line 3: AP must be 0 or 1" in said
+        assert words in said
+    else:
+        assert said == "manifest.csv: line 3: AP is empty; fill it in or remove the line."
 
 
-def test_a_colour_jpeg_is_read(tmp_path: Path) -> None:
-    """JPEG loses a little, and no more."""
-    flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
-    Pillow.fromarray(flat).save(tmp_path / "a.jpeg", quality=95)
-    assert np.abs(decoded(tmp_path / "a.jpeg") - flat[0, 0] @ LUMA).max() < 3
+@pytest.mark.parametrize("name", ["a.png", "b.npy", "c.TIFF"])
+def test_a_picture_is_one_slice(tmp_path: Path, name: str) -> None:
+    """Files that are not DICOM are told by their suffix."""
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    if name.endswith("npy"):
+        np.save(tmp_path / name, grey)
+    else:
+        Pillow.fromarray(grey).save(tmp_path / name)
+    assert np.array_equal(decoded(tmp_path / name), grey[None])
 
 
 def test_a_dicom_file_is_read_by_its_door(tmp_path: Path) -> None:
     """Any other suffix is DICOM, as read_grey reads it."""
-    real = get_testdata_file("CT_small.dcm")
-    assert real is not None
     for name in ("a.dcm", "a", "IM.0001"):
-        shutil.copy(str(real), tmp_path / name)
-        assert np.array_equal(decoded(tmp_path / name), read_grey(tmp_path / name))
+        shutil.copy(real("CT_small.dcm"), tmp_path / name)
+        assert np.array_equal(decoded(tmp_path / name), read_grey(tmp_path / name)[None])
     (tmp_path / "notes.txt").write_text(SECRET)
-    assert "DICOM" in undecodable(tmp_path / "notes.txt")
+    notes = Source(tmp_path / "notes.txt", SECRET, None, 0)
+    assert "DICOM" in undecodable(notes, ManifestReader())
 
 
-@pytest.mark.parametrize("dtype", ["u1", "<i2", ">u2", "i8", "f2", "<f4", ">f8"])
-def test_numpy_arrays_are_read(tmp_path: Path, dtype: str) -> None:
-    """Any real number type in any byte order, (height, width)."""
-    np.save(tmp_path / "a.npy", GREY.astype(dtype))
-    assert np.array_equal(decoded(tmp_path / "a.npy"), GREY)
+def test_a_folder_of_slices_is_a_volume(tmp_path: Path) -> None:
+    """Every file of the series is part of the source; hidden files are left out."""
+    folder = series(tmp_path / "p1" / "ct")
+    (folder / "._1.dcm").write_text("left by a Mac")
+    (source,) = VOLUMES.find(table(tmp_path, "p1/ct/,p1,north,AP"), CLASSES)
+    assert source.paths == (folder / "1.dcm", folder / "2.dcm", folder / "3.dcm")
+    (image,) = VOLUMES.decode(source)
+    assert image.label == 1
+    (plane,) = image.planes
+    assert plane.shape == (3, 128, 128)
+    assert np.array_equal(plane, read_volume(source.paths))
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros(4),
-        np.zeros((1, 4, 4)),
-        np.zeros((0, 4)),
-        np.zeros((4, 4), complex),
-        np.zeros((4, 4), bool),
-        np.full((4, 4), "x"),
-        np.full((4, 4), np.nan),
-        np.full((4, 4), 1e300),
-    ],
-    ids=["1-D", "3-D", "empty", "complex", "bool", "text", "nan", "beyond float32"],
-)
-def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray) -> None:
-    """Other shapes and types, and values that float32 can't hold, are refused by name."""
-    np.save(tmp_path / "a.npy", array)
-    undecodable(tmp_path / "a.npy")
+def test_one_file_can_hold_a_volume(tmp_path: Path) -> None:
+    """A multi-frame DICOM file, an array of three axes, a TIFF of several pages."""
+    frames = pydicom.dcmread(real("CT_small.dcm"))
+    frames.NumberOfFrames = 2
+    frames.PixelData *= 2
+    frames.save_as(tmp_path / "two")
+    assert np.array_equal(decoded(tmp_path / "two", VOLUMES), read_volume([tmp_path / "two"]))
+    assert decoded(tmp_path / "two", VOLUMES).shape == (2, 128, 128)
+    stack = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    np.save(tmp_path / "a.npy", stack)
+    first, second = map(Pillow.fromarray, stack)
+    first.save(tmp_path / "a.TIF", save_all=True, append_images=[second])
+    for name in ("a.npy", "a.TIF"):
+        assert np.array_equal(decoded(tmp_path / name, VOLUMES), stack)
 
 
-def test_a_pickle_or_zip_is_never_opened(tmp_path: Path) -> None:
-    """An .npy that numpy.load would unpickle or unzip is refused."""
-    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    undecodable(tmp_path / "a.npy")
-    np.savez(tmp_path / "b.npz", GREY)
-    os.rename(tmp_path / "b.npz", tmp_path / "b.npy")
-    undecodable(tmp_path / "b.npy")
+def test_a_picture_is_no_volume(tmp_path: Path) -> None:
+    """The remedy is told."""
+    (source,) = VOLUMES.find(table(tmp_path, "a.png,p1,north,AP"), CLASSES)
+    assert "data.slices" in undecodable(source, VOLUMES)
 
 
-def png_claiming(width: int, height: int) -> bytes:
-    """A PNG that says it is of any size, with no pixel in it."""
-    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
+def test_a_stray_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    """It is refused, not skipped: a slice that can't be read must not vanish from a volume."""
+    folder = series(tmp_path / "ct")
+    (folder / "DIRFILE").write_text(f"index of {SECRET}")
+    (source,) = VOLUMES.find(table(tmp_path, "ct,p1,north,AP"), CLASSES)
+    said = undecodable(source, VOLUMES)
+    assert said.startswith("DIRFILE: ")
+    assert "The folder ct must hold the slices of one volume and nothing else." in said
+
+
+def test_a_folder_without_slices_is_refused(tmp_path: Path) -> None:
+    """An empty folder, one with only hidden files, one that holds folders: named with its line."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".a.dcm").touch()
+    series(tmp_path / "outer" / "ct")
+    path = table(tmp_path, *(f"{name},{SECRET},north,AP" for name in ("empty", "hidden", "outer")))
+    said = refused(path, VOLUMES)
+    for number, name in enumerate(("empty", "hidden", "outer"), start=2):
+        assert said[number - 2].startswith(
+            f"manifest.csv: line {number}: the folder '{name}' must hold the slices of one volume"
+        )
+
+
+def test_an_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its line and the reason (root reads everything, so the system's answer is faked)."""
+    series(tmp_path / "ct")
+
+    def locked(path: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", locked)
+    (said,) = refused(table(tmp_path, f"ct,{SECRET},north,AP"), VOLUMES)
+    assert said.startswith(
+        "manifest.csv: line 2: the folder 'ct' can't be read (Permission denied)"
     )
 
 
-@pytest.mark.parametrize("header", [b"{'descr': '<f4', ]}", b"((((", b"{'shape': (3,)}", b"\xff"])
-def test_a_broken_header_is_refused(tmp_path: Path, header: bytes) -> None:
-    """Whatever numpy makes of a header, it ends in a sentence."""
-    length = struct.pack("<H", len(header))
-    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\0" + length + header + bytes(64))
-    undecodable(tmp_path / "a.npy")
+def test_a_slice_belongs_to_one_line(tmp_path: Path) -> None:
+    """A file that is also listed through its folder would be learnt twice."""
+    series(tmp_path / "ct")
+    path = table(tmp_path, f"ct/2.dcm,{SECRET},north,AP", f"ct,{SECRET},north,AP")
+    (said,) = refused(path, VOLUMES)
+    assert said == "manifest.csv: line 3: reads the same file as line 2; keep one."
 
 
-def test_a_huge_claim_costs_no_memory(tmp_path: Path) -> None:
-    """A header that claims a giant image is refused before anything is decoded."""
-    for name, content in {
-        "a.png": png_claiming(9000, 9000),
-        "b.png": png_claiming(2**31 - 1, 2**31 - 1),
-        "c.png": png_claiming(0, 5),
-        "d.npy": b"\x93NUMPY\x01\0v\0{'descr': '<f4', 'fortran_order': False, "
-        b"'shape': (99999999999, 99), }".ljust(118)
-        + b"\n",
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        undecodable(tmp_path / name)
-    assert "has more than 67108864 pixels" in undecodable(tmp_path / "a.png")
+@pytest.mark.parametrize(("name", "slices"), [("mr_siemens", 20), ("ct_ge", 28)])
+def test_real_series_are_volumes(shared_data: Path, tmp_path: Path, name: str, slices: int) -> None:
+    """The slices of one series in one folder are one volume."""
+    (tmp_path / name).symlink_to(shared_data / "dicom" / name)
+    (source,) = VOLUMES.find(table(tmp_path, f"{name},p1,north,AP"), CLASSES)
+    assert len(VOLUMES.decode(source)[0].planes[0]) == slices
 
 
-def test_a_stack_is_refused(tmp_path: Path) -> None:
-    """A TIFF of several images would silently lose all but the first."""
-    first = Pillow.fromarray(GREY)
-    first.save(tmp_path / "a.tif", save_all=True, append_images=[first])
-    assert "stack" in undecodable(tmp_path / "a.tif")
+@pytest.mark.parametrize("name", ["mr_ge", "mr_philips"])
+def test_real_series_of_several_images_a_place_are_refused(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    """Several echoes of one slice are no volume."""
+    (tmp_path / name).symlink_to(shared_data / "dicom" / name)
+    (source,) = VOLUMES.find(table(tmp_path, f"{name},p1,north,AP"), CLASSES)
+    with pytest.raises(BadData, match=f"The folder {name} must hold the slices of one volume"):
+        VOLUMES.decode(source)
 
 
-def test_a_deep_tiff_with_white_as_zero_is_refused(tmp_path: Path) -> None:
-    """Pillow would hand it over inverted without a word."""
-    Pillow.fromarray(DEEP).save(tmp_path / "a.tif", tiffinfo={262: 0})
-    assert "white as zero" in undecodable(tmp_path / "a.tif")
+def test_the_stray_file_of_a_real_series_is_named(shared_data: Path, tmp_path: Path) -> None:
+    """Philips' DIRFILE, a directory of the disc, among 28 slices; without it, a volume."""
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    for path in (shared_data / "dicom" / "ct_philips").iterdir():
+        (folder / path.name).symlink_to(path)
+    manifest = table(tmp_path, "ct,p1,north,AP")
+    (source,) = VOLUMES.find(manifest, CLASSES)
+    assert undecodable(source, VOLUMES).startswith("DIRFILE: ")
+    (folder / "DIRFILE").unlink()
+    (source,) = VOLUMES.find(manifest, CLASSES)
+    assert VOLUMES.decode(source)[0].planes[0].shape == (28, 512, 512)
 
 
-def test_only_the_named_formats_are_opened(tmp_path: Path) -> None:
-    """What hides behind a picture's name, such as a program for a printer, is not run."""
-    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
-    undecodable(tmp_path / "a.png")
-    Pillow.fromarray(GREY).save(tmp_path / "b.gif")
-    os.rename(tmp_path / "b.gif", tmp_path / "b.png")
-    undecodable(tmp_path / "b.png")
-    (tmp_path / "c.jpg").mkdir()
-    undecodable(tmp_path / "c.jpg")
-
-
-def test_a_cut_image_is_refused(tmp_path: Path) -> None:
-    """Pillow opens a file by its header alone: the rest must be there too."""
-    noise = np.random.default_rng(1).integers(0, 255, (64, 64), dtype=np.uint8)
-    for name in ("a.png", "a.jpg", "a.tif"):
-        Pillow.fromarray(noise).save(tmp_path / name)
-        whole = (tmp_path / name).read_bytes()
-        for kept in (0, 10, len(whole) // 2, len(whole) - 100):
-            (tmp_path / name).write_bytes(whole[:kept])
-            undecodable(tmp_path / name)
-
-
-def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
-    """Any damage gives pixels or BadData, and no other exception."""
-    dice = random.Random(1)
-    Pillow.fromarray(GREY).save(tmp_path / "a.png")
-    Pillow.fromarray(DEEP).save(tmp_path / "b.tif")
-    Pillow.fromarray(COLOUR).save(tmp_path / "c.jpg")
-    np.save(tmp_path / "d.npy", GREY)
-    for path in sorted(tmp_path.iterdir()):
-        whole = path.read_bytes()
-        for _ in range(50):
-            damaged = bytearray(whole)
-            for _ in range(dice.choice((1, 3))):
-                damaged[dice.randrange(min(len(whole), 130))] = dice.randrange(256)
-            path.write_bytes(bytes(damaged))
-            try:
-                ManifestReader().decode(Source(path, SECRET, "north", 1))
-            except BadData as error:
-                said = str(error)
-                assert SECRET not in said
-
-
-def test_the_real_manifest_is_read() -> None:
+def test_the_real_manifest_is_read(shared_data: Path) -> None:
     """The four-site chest X-rays: 275 images of 152 patients."""
-    base = os.environ.get("FEDWARD_SHARED_DATA")
-    root = Path(base) if base else Path(__file__).parents[3].parent / "shared" / "data"
-    path = root / "chest-xray-4-sites" / "manifest.csv"
-    if not path.is_file():
-        pytest.skip(f"no real data at {path.parent.name}: set FEDWARD_SHARED_DATA")
+    path = shared_data / "chest-xray-4-sites" / "manifest.csv"
     sources = ManifestReader().find(path, CLASSES)
     assert len(sources) == 275
     assert {source.site for source in sources} == {"hannover", "radiopaedia", "eurorad", "other"}
     assert len({source.patient for source in sources}) == 152
     (image,) = ManifestReader().decode(sources[0])
-    assert image.pixels.shape == (1, 224, 224)
-    assert 0 <= image.pixels.min() < image.pixels.max() <= 255
+    (plane,) = image.planes
+    assert plane.shape == (1, 224, 224)
+    assert 0 <= plane.min() < plane.max() <= 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.splits import hashed, majority_class, position, stratified
+from common.data.splits import hashed, position, strata, stratified
 
 KEYS = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=30, unique=True)
 SHARES = st.sampled_from([(0.25, 0.75), (0.2,) * 5, (1 / 3,) * 3, (0.05,) * 20, (0.9, 0.1)])
@@ -122,4 +123,25 @@ def test_a_patient_has_the_class_of_most_images(images: list[tuple[str, int]]) -
     for patient in set(patients.tolist()):
         counts = Counter(label for other, label in images if other == patient)
         expected[patient] = min(counts, key=lambda label: (-counts[label], label))
-    assert majority_class(patients, labels) == expected
+    assert strata(patients, labels) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.booleans(), st.booleans()), min_size=1).filter(
+        lambda images: len({patient for patient, *_ in images}) > 1
+    )
+)
+def test_a_patient_has_every_label_that_an_image_has(
+    images: list[tuple[str, bool, bool]],
+) -> None:
+    """Patients share a stratum if, and only if, their images show the same set of labels."""
+    patients = np.array([patient for patient, *_ in images])
+    labels = np.array([both for _, *both in images]).astype(np.int64)
+    found = strata(patients, labels)
+    shown = {
+        patient: tuple(labels[patients == patient].any(axis=0))
+        for patient in set(patients.tolist())
+    }
+    for one, other in itertools.combinations(found, 2):
+        assert (found[one] == found[other]) == (shown[one] == shown[other])

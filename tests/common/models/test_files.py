@@ -97,7 +97,12 @@ def test_the_card_says_what_the_model_is(saved: Path) -> None:
     assert card.weights_sha256 == weights_sha256(pack(model), trained_layout(model))
     metadata = parts(saved)[1]
     assert json.loads(metadata["classes"]) == ["healthy", "fibrosis"]
-    assert json.loads(metadata["input"]) == {"channels": 1, "size_px": 32}
+    assert json.loads(metadata["input"]) == {
+        "channels": 1,
+        "size_px": 32,
+        "planes": 0,
+        "slices": None,
+    }
     assert json.loads(metadata["intensity"]) == {"minus_one": 0.0, "plus_one": 255.0}
     assert "/home/somebody" not in str(metadata)
 

@@ -11,8 +11,10 @@ from common.config import ModelConfig, Study, parse
 from common.errors import BadInput
 from common.models import (
     MODELS,
+    Classifier,
     Shape,
     build_model,
+    feature_shape,
     frozen_encoder,
     pack,
     study_model,
@@ -24,7 +26,7 @@ FROZEN = "frozen-efficientnet-lite0"
 
 
 @pytest.fixture(scope="module")
-def frozen() -> nn.Module:
+def frozen() -> Classifier:
     """The frozen model, whose encoder takes a moment to read."""
     return build_model(FROZEN, Shape(3, 1, 32), seed=1)
 
@@ -38,8 +40,9 @@ def images(count: int = 4, channels: int = 1, size: int = 32) -> torch.Tensor:
 
 def test_the_configuration_names_every_model() -> None:
     """What `fedward schema study` says about `model.name` is what the registry has."""
+    *names, last = MODELS
     said = ModelConfig.model_fields["name"].description
-    assert said == f"{' or '.join(MODELS)}."
+    assert said == f"{', '.join(names)} or {last}."
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -53,7 +56,7 @@ def test_every_model_gives_one_logit_a_class(name: str, classes: int, size: int)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_an_image_does_not_depend_on_its_neighbours(name: str, frozen: nn.Module) -> None:
+def test_an_image_does_not_depend_on_its_neighbours(name: str, frozen: Classifier) -> None:
     """In training too, each image's logits are its own: else patients would mix in a batch."""
     model = frozen if name == FROZEN else build_model(name, Shape(3, 1, 32), seed=1)
     model.train()
@@ -64,7 +67,7 @@ def test_an_image_does_not_depend_on_its_neighbours(name: str, frozen: nn.Module
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_nothing_but_trained_parameters_changes_in_training(name: str, frozen: nn.Module) -> None:
+def test_nothing_but_trained_parameters_changes_in_training(name: str, frozen: Classifier) -> None:
     """A step moves what is in the layout, and no buffer and no frozen parameter."""
     model = frozen if name == FROZEN else build_model(name, Shape(3, 1, 32), seed=1)
     model.train()
@@ -90,6 +93,15 @@ def test_the_small_cnn_is_small_and_has_no_batch_statistics() -> None:
     assert list(model.buffers()) == []
 
 
+def test_the_knee_network_is_small_whatever_the_planes() -> None:
+    """About 0.2 M parameters, one trunk for all planes, and no batch statistics."""
+    model = build_model("elnet-like", Shape(3, 1, 96, planes=3, slices=12), seed=1)
+    one = build_model("elnet-like", Shape(3, 1, 96, planes=1, slices=12), seed=1)
+    assert 180_000 < pack(model).size < 220_000
+    assert 0 < pack(model).size - pack(one).size < 500
+    assert list(model.buffers()) == []
+
+
 def test_a_small_cnn_is_trained_whole() -> None:
     """Without a frozen encoder, the trained part is the model itself."""
     model = build_model("cnn-small", Shape(2, 1, 32), seed=1)
@@ -98,16 +110,16 @@ def test_a_small_cnn_is_trained_whole() -> None:
 
 
 def test_an_encoder_that_is_trained_is_not_frozen() -> None:
-    """The names alone don't count: one parameter that takes a gradient, and all is trained."""
-    model = nn.Module()
-    model.encoder, model.head = nn.Linear(2, 2), nn.Linear(2, 2)
-    model.encoder.bias.requires_grad_(requires_grad=False)
+    """One parameter that takes a gradient, and all is trained."""
+    encoder, head = nn.Linear(2, 2), nn.Linear(2, 2)
+    model = Classifier(encoder, head, feature_shape=(2,))
+    encoder.bias.requires_grad_(requires_grad=False)
     assert trained_part(model) is model
-    model.encoder.weight.requires_grad_(requires_grad=False)
-    assert trained_part(model) is model.head
+    encoder.weight.requires_grad_(requires_grad=False)
+    assert trained_part(model) is head
 
 
-def test_a_frozen_encoder_stays_in_eval(frozen: nn.Module) -> None:
+def test_a_frozen_encoder_stays_in_eval(frozen: Classifier) -> None:
     """train() reaches the head alone, however it is called."""
     encoder = frozen_encoder(frozen)
     assert encoder is not None
@@ -118,7 +130,7 @@ def test_a_frozen_encoder_stays_in_eval(frozen: nn.Module) -> None:
         assert not any(module.training for module in encoder[0].modules())
 
 
-def test_of_a_frozen_model_only_the_head_is_trained(frozen: nn.Module) -> None:
+def test_of_a_frozen_model_only_the_head_is_trained(frozen: Classifier) -> None:
     """The layout holds the head's weight and bias: nothing of the encoder can be sent."""
     layout = trained_layout(frozen)
     assert layout.names == ("head.bias", "head.weight")
@@ -128,11 +140,11 @@ def test_of_a_frozen_model_only_the_head_is_trained(frozen: nn.Module) -> None:
     assert torch.equal(frozen(images()), head(encoder(images())))
 
 
-def test_frozen_features_are_standardised_per_image(frozen: nn.Module) -> None:
+def test_frozen_features_are_standardised_per_image(frozen: Classifier) -> None:
     """Each image's features have mean 0 and deviation 1, and differ between images."""
     encoder, _ = frozen_encoder(frozen) or pytest.fail("no frozen encoder")
     features = encoder(images())
-    assert features.shape == (4, 1280)
+    assert features.shape == (4, 1280) == (4, *feature_shape(frozen))
     assert not features.requires_grad
     assert torch.allclose(features.mean(dim=1), torch.zeros(4), atol=1e-5)
     assert torch.allclose(features.std(dim=1, correction=0), torch.ones(4), atol=1e-2)
@@ -163,6 +175,24 @@ def test_a_study_says_all_that_a_model_needs() -> None:
     assert np.array_equal(pack(study_model(parse(Study, content, where="x"))), pack(expected))
 
 
+def test_a_study_of_volumes_says_planes_slices_and_pooling() -> None:
+    """The model takes the data set's planes, and its features have the shape that is stored."""
+    content = {
+        "task": "multi-label",
+        "classes": ["abnormal", "acl", "meniscus"],
+        "data": {"kind": "mrnet", "image_size_px": 32, "slices": 5},
+        "model": {"name": "cnn-small", "pooling": "attention"},
+        "seed": 9,
+    }
+    model = study_model(parse(Study, content, where="x"))
+    shape = Shape(3, 1, 32, planes=3, slices=5)
+    expected = build_model("cnn-small", shape, seed=9, pooling="attention")
+    assert np.array_equal(pack(model), pack(expected))
+    assert feature_shape(model) == (3, 5, 128)
+    assert model(torch.rand(2, 3, 5, 32, 32)).shape == (2, 3)
+    assert "head.score.weight" in trained_layout(model).names
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [("cnn_small", "cnn-small"), ("efficientnet-lite0", FROZEN), ("CNN", ""), ("os.system", "")],
@@ -172,11 +202,11 @@ def test_an_unknown_model_is_refused_with_the_nearest(name: str, near: str) -> N
     with pytest.raises(BadInput) as caught:
         build_model(name, Shape(2, 1, 32), seed=1)
     said = str(caught.value)
-    assert said.startswith(f"model.name must be one of cnn-small, {FROZEN}; got {name}.")
+    assert said.startswith(f"model.name must be one of {', '.join(MODELS)}; got {name}.")
     assert said.endswith(f"Did you mean {near}?" if near else f"got {name}.")
 
 
-@pytest.mark.parametrize(("name", "size"), [("cnn-small", 7), (FROZEN, 31)])
+@pytest.mark.parametrize(("name", "size"), [("cnn-small", 7), ("elnet-like", 31), (FROZEN, 31)])
 def test_images_too_small_for_a_model_are_refused(name: str, size: int) -> None:
     """The key, the least size and what came are named, before anything is built."""
     with pytest.raises(BadInput, match=rf"data.image_size_px must be at least {size + 1} .*{size}"):

@@ -55,7 +55,10 @@ def report_input(**changed: Any) -> ReportInput:
             randomness="seeded for testing",
             not_covered=("validation metrics",),
         ),
+        "partition": "site   patients\nnorth  46",
         "sites": (SiteRow("north", 46, 92, 2, "7.98"), SiteRow("south", None, None, 2, "7.91")),
+        "task": "multi-class",
+        "unit": "patient",
         "classes": ("AP", "PA"),
         "evaluation": {
             "federated": {
@@ -80,6 +83,34 @@ def report_input(**changed: Any) -> ReportInput:
         "limitations": ("One seed.",),
     }
     return ReportInput(**(given | changed))
+
+
+def exams_input(**changed: Any) -> ReportInput:
+    """A small study of knee exams with two labels."""
+    good = Estimate(0.9012, 0.8504, 0.9423)
+    metrics = {
+        "accuracy": good,
+        "macro_auroc": good,
+        "recall:abnormal": good,
+        "recall:acl": Estimate(0.6111),
+        "specificity:acl": Estimate(0.7222),
+        "auroc:abnormal": Estimate(0.9555, 0.9001, 0.9777),
+        "auroc:acl": Estimate(0.8333, reason="fewer than 10 exams with acl"),
+    }
+    given: dict[str, Any] = {
+        "task": "multi-label",
+        "unit": "exam",
+        "classes": ("abnormal", "acl"),
+        "evaluation": {"federated": {"all": metrics}, "central": {"all": metrics}},
+        "confusion": {
+            name: np.array([[[11, 12], [13, 14]], [[21, 22], [23, 24]]])
+            for name in ("federated", "central")
+        },
+        "data_description": "50 exams.",
+        "comparisons": (),
+        "limitations": (),
+    }
+    return report_input(**(given | changed))
 
 
 class Page(HTMLParser):
@@ -123,8 +154,77 @@ def test_every_given_word_and_number_is_shown() -> None:
         "83.2 s",
         "2.14.1",
         "ab12cd",
+        "site patients north 46",
+        "test patients of all sites",
+        "10 patients of each class involved",
+        "within each site and class",
     ):
         assert expected in text, expected
+    assert "exam" not in text
+
+
+def test_labels_have_tables_of_their_own() -> None:
+    """Multi-label: the AUROC of each label beside the mean, then each label's metrics apart."""
+    html = render_report(exams_input())
+    results = Page(html[html.index("<h2>Results") : html.index("<h2>Every metric")]).text
+    assert "AUROC of each label" in results
+    assert "abnormal acl federated 0.956 0.900 to 0.978 0.833 1 central" in results
+    assert "fewer than 10 exams with acl" in results
+    every = html[html.index("<h2>Every metric") : html.index("<h2>Confusion")]
+    overall, abnormal, acl = re.findall(r"<table.*?</table>", every, flags=re.DOTALL)[:3]
+    assert re.findall(r'<th scope="row">(.*?)</th>', overall) == ["accuracy", "macro AUROC"]
+    for table, name, metrics in (
+        (abnormal, "abnormal", ["recall", "AUROC"]),
+        (acl, "acl", ["recall", "specificity", "AUROC"]),
+    ):
+        assert f'aria-label="federated, label {name}, with' in table
+        assert re.findall(r'<th scope="row">(.*?)</th>', table) == metrics
+    assert "AUROC of each label" not in render_report(report_input())
+
+
+def test_each_label_has_its_counts() -> None:
+    """Multi-label: two by two for each model and label, truth in rows, instead of one matrix."""
+    html = render_report(exams_input())
+    confusion = html[html.index("<h2>Confusion") : html.index("<h2>Learning curve")]
+    tables = re.findall(r"<table.*?</table>", confusion, flags=re.DOTALL)
+    assert [Page(table).text for table in tables] == [
+        f"{model}: {label} true \\ said without with without {n}1 {n}2 with {n}3 {n}4"
+        for model in ("federated", "central")
+        for n, label in ((1, "abnormal"), (2, "acl"))
+    ]
+
+
+def test_exams_are_called_exams() -> None:
+    """Where the data don't say whose an exam is, nothing on the page counts or draws patients."""
+    given = report_input().privacy
+    exam = replace(given, unit="exam", adjacency="add or remove one exam")
+    compared = report_input().comparisons
+    given_exams = exams_input(privacy=exam, partition="", comparisons=compared)
+    text = Page(render_report(given_exams)).text
+    for expected in (
+        "test exams of all sites",
+        "1000 resamples of exams",
+        "both models on the same resamples of exams",
+        "all images of a drawn exam",
+        "within each site and combination of labels",
+        "10 exams with and as many without each label involved",
+        "however many exams it has",
+        "the mean over the labels of (recall + specificity) / 2",
+    ):
+        assert expected in text, expected
+    # Said of people: whose images, and how the coverage was measured.
+    rest = text.replace("of real patients", "").replace("15 patients in each of two classes", "")
+    assert "patient" not in rest
+    html = render_report(exams_input())
+    sites = html[html.index("<h2>Sites") : html.index("<h2>How the data were divided")]
+    assert '<th scope="col">exams</th>' in sites
+
+
+def test_division_among_sites_is_shown_as_it_was_printed() -> None:
+    """The table keeps its lines; a study whose sites are the data's own has no such section."""
+    html = render_report(report_input(partition="site   patients\nnorth  46 <b>"))
+    assert "site   patients\nnorth  46 &lt;b&gt;</pre>" in html
+    assert "<pre" not in render_report(report_input(partition=""))
 
 
 def test_summary_says_in_words_what_was_found() -> None:
@@ -231,7 +331,7 @@ def with_hostile_text(value: Any) -> Any:
     if isinstance(value, str):
         return HOSTILE
     if is_dataclass(value) and not isinstance(value, type):
-        kept = {"data_label", "data", "metric", "evaluation", "comparisons"}
+        kept = {"data_label", "task", "data", "metric", "evaluation", "comparisons"}
         return replace(
             value,
             **{
@@ -271,7 +371,15 @@ def test_no_text_becomes_markup() -> None:
 def test_empty_parts_are_left_out() -> None:
     """A report without history, comparisons or matrices has no empty section."""
     html = render_report(
-        report_input(history={}, comparisons=(), confusion={}, sites=(), not_run=(), limitations=())
+        report_input(
+            history={},
+            comparisons=(),
+            confusion={},
+            partition="",
+            sites=(),
+            not_run=(),
+            limitations=(),
+        )
     )
     titles = re.findall(r"<h2>(.*?)</h2>", html)
     assert titles == [

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from common.metrics import Estimate
-from common.report import data_names, format_table, metrics_table, models_table, print_table
+from common.report import (
+    data_names,
+    format_table,
+    label_counts,
+    labels_table,
+    metrics_table,
+    models_table,
+    print_table,
+)
 from common.report.text import differences_table, format_difference, subgroup_names
 
 GOOD = Estimate(0.8384, 0.7721, 0.8909)
@@ -55,6 +65,41 @@ def test_metrics_table_has_a_row_per_metric() -> None:
     table = metrics_table({"all": {"accuracy": GOOD, "recall:AP": NONE}, "site:n": {}})
     assert table.header == ("", "all sites pooled", "n")
     assert [name for name, _ in table.rows] == ["accuracy", "recall: AP"]
+
+
+def test_metrics_table_of_one_label_or_of_none() -> None:
+    """Only the metrics of one label, or only those of no label in particular."""
+    found = {"all": {"accuracy": GOOD, "recall:AP": NONE, "recall:PA": GOOD, "auroc:AP": GOOD}}
+    rows = {of: [name for name, _ in metrics_table(found, of=of).rows] for of in ("", "AP", "x")}
+    assert rows == {"": ["accuracy"], "AP": ["recall", "AUROC"], "x": []}
+
+
+def test_labels_table_has_a_column_per_label() -> None:
+    """Each model's AUROC of each label on all sites; what was not found is a dash."""
+    found = {
+        "federated": {"all": {"auroc:acl": GOOD, "auroc:b:c": SHORT}},
+        "central": {"sex:F": {}},
+    }
+    assert print_table(labels_table(found, ("acl", "b:c"))).splitlines() == [
+        "           acl                     b:c",
+        "---------  ----------------------  ---------",
+        "federated  0.838 (0.772 to 0.891)  0.701 [1]",
+        "central    -                       -",
+        "[1] fewer than 10 patients of class PA",
+    ]
+
+
+def test_label_counts_name_right_and_wrong() -> None:
+    """Each label's row reads true positives, false negatives, false positives, true negatives."""
+    counts = np.array([[[9, 1], [2, 8]], [[5, 0], [0, 15]]])
+    header, rows = label_counts(("acl", "meniscus"), counts)
+    assert header[1:] == (
+        "true positives",
+        "false negatives",
+        "false positives",
+        "true negatives",
+    )
+    assert rows == [("acl", "8", "2", "1", "9"), ("meniscus", "15", "0", "0", "5")]
 
 
 def test_differences_carry_their_sign() -> None:

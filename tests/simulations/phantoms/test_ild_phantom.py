@@ -17,7 +17,7 @@ from simulations.phantoms import ild
 from simulations.phantoms.ild import PATTERNS, IldPhantom, write_ild_phantom
 
 SMALL = IldPhantom(patients=10, hospitals=2, seed=3)
-FROZEN_SHA256 = "5e9bb4daa39261abd42c152fce51a744606f76a6054821c20c956a0e920f9db8"
+FROZEN_SHA256 = "0a8775c41f86a82326421fae865c80982cfde68bbd2806309337741908617941"
 FROZEN_PATCHES = {  # of SMALL: how many patches, their mean and standard deviation in HU
     "healthy": [70, -919.89, 81.61],
     "emphysema": [73, -923.25, 84.66],
@@ -63,7 +63,7 @@ def test_the_images_are_those_of_the_frozen_version(small: Path) -> None:
     for hospital in (1, 2):
         for source in IldReader().find(small / f"hospital-{hospital}", tuple(PATTERNS)):
             for image in IldReader().decode(source):
-                patches.setdefault(image.label, []).append(image.pixels)
+                patches.setdefault(image.label, []).append(image.planes[0])
     got = {
         name: [len(patches[i]), np.mean(patches[i], dtype=float), np.std(patches[i], dtype=float)]
         for i, name in enumerate(PATTERNS)
@@ -129,7 +129,7 @@ def test_every_hospital_has_every_pattern(small: Path) -> None:
 def test_every_patient_has_several_regions_and_a_slice_without(small: Path) -> None:
     """Each patient has two regions on every slice but one, and more than one pattern."""
     for folder in patients_of(small, 1):
-        (text,) = folder.glob("CT-INSPIRIUM-*.txt")
+        (text,) = folder.glob("*.txt")
         slices = re.findall(r"slice_number: (\d+)", text.read_text())
         assert sorted(slices.count(number) for number in "123") == [0, 2, 2]
         assert len(set(re.findall(r"label: (\w+)", text.read_text()))) >= 2
@@ -152,11 +152,14 @@ def test_headers_are_fictitious_and_complete(small: Path) -> None:
 
 
 def test_no_two_files_share_an_instance_uid(small: Path) -> None:
-    """Every slice of every hospital has a SOPInstanceUID of its own."""
-    uids = [pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID
-            for file in small.rglob("*.dcm")]  # fmt: skip
-    assert len(set(uids)) == len(uids) == 30
-    assert all(uid.is_valid for uid in uids)
+    """Every slice and mask has a SOPInstanceUID of its own; the three trees' slices are the same."""
+    uids: dict[str, set[str]] = {}
+    for file in small.rglob("*.dcm"):
+        uid = pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID
+        assert uid.is_valid
+        uids.setdefault(uid, set()).add(hashlib.sha256(file.read_bytes()).hexdigest())
+    assert len(uids) == 30 + 30 + 20  # slices, lung masks, label maps of the annotated slices
+    assert all(len(contents) == 1 for contents in uids.values())
 
 
 def test_patterns_attenuate_as_their_descriptions_say(small: Path) -> None:
@@ -165,11 +168,74 @@ def test_patterns_attenuate_as_their_descriptions_say(small: Path) -> None:
         means: dict[str, list[float]] = {name: [] for name in PATTERNS}
         for source in IldReader().find(small / f"hospital-{hospital}", tuple(PATTERNS)):
             for image in IldReader().decode(source):
-                means[list(PATTERNS)[image.label]].append(float(image.pixels.mean()))
+                means[list(PATTERNS)[image.label]].append(float(image.planes[0].mean()))
         hu = {name: np.mean(values) for name, values in means.items()}
         assert hu["emphysema"] < hu["healthy"] < hu["micronodules"]
         assert hu["healthy"] < hu["fibrosis"]
         assert hu["healthy"] < hu["ground_glass"]
+
+
+# --- trees --------------------------------------------------------------------------------------
+
+
+def patches_of(folder: Path, reader: IldReader) -> list[tuple[str, int, bytes]]:
+    """Patient, label and pixels of each patch of the first hospital."""
+    return sorted(
+        (source.patient, image.label, image.planes[0].tobytes())
+        for source in reader.find(folder / "hospital-1", tuple(PATTERNS))
+        for image in reader.decode(source)
+    )
+
+
+def test_all_trees_say_the_same(tmp_path: Path) -> None:
+    """Polygons and label maps give the same patches, inside the lung masks, quirks included."""
+    write_ild_phantom(tmp_path / "p", IldPhantom(patients=8, hospitals=1))
+    found = patches_of(tmp_path / "p", IldReader())
+    assert len({patient for patient, *_ in found}) == 8
+    for regions in ("text", "masks"):
+        for lung_mask in (False, True):
+            reader = IldReader(regions=regions, lung_mask=lung_mask)
+            assert patches_of(tmp_path / "p", reader) == found
+
+
+def test_some_patients_have_the_quirks_of_the_real_set(tmp_path: Path) -> None:
+    """The seventh patient has two series in folders of their own, the fifth irregular names."""
+    write_ild_phantom(tmp_path / "p", IldPhantom(patients=8, hospitals=1))
+    texts = tmp_path / "p/hospital-1/ILD_DB_txtROIs"
+    by_patient = {
+        folder.name: [path.relative_to(folder) for path in sorted(folder.rglob("*.*"))]
+        for folder in texts.iterdir()
+    }
+    two_series = [name for name, paths in by_patient.items() if len({p.parent for p in paths}) > 1]
+    odd = [name for name, paths in by_patient.items() if str(paths[0]).startswith("CT--")]
+    assert two_series == ["100007"]
+    assert odd == ["100005"]
+
+
+def test_wrong_labels_are_as_many_as_asked_and_move_no_pixel(tmp_path: Path) -> None:
+    """At 5 % some regions are called otherwise; slices and outlines are the same."""
+    right, wrong = (IldPhantom(patients=10, hospitals=1, label_noise=e) for e in (0.0, 0.05))
+    write_ild_phantom(tmp_path / "right", right)
+    write_ild_phantom(tmp_path / "wrong", wrong)
+    trees = [tmp_path / name / "hospital-1/ILD_DB_txtROIs" for name in ("right", "wrong")]
+    slices = [
+        {name: digest for name, digest in digests(tree).items() if name.endswith(".dcm")}
+        for tree in trees
+    ]
+    assert slices[0] == slices[1]
+    lines = [
+        [line for text in sorted(tree.rglob("*.txt")) for line in text.read_text().splitlines()]
+        for tree in trees
+    ]
+    changed = [(a, b) for a, b in zip(*lines, strict=True) if a != b]
+    assert all(a.startswith("label: ") and b.startswith("label: ") for a, b in changed)
+    assert 1 <= len(changed) <= 8  # of 40
+    rng = np.random.default_rng(0)
+    called = [ild._label(rng, "healthy", 0.05) for _ in range(10_000)]
+    assert called.count("healthy") == pytest.approx(9500, abs=100)
+    assert called.count("fibrosis") == pytest.approx(125, abs=50)
+    assert all(0.96 < value < 0.98 for value in wrong.ceiling.values())
+    assert set(right.ceiling.values()) == {1.0}
 
 
 # --- hospitals ----------------------------------------------------------------------------------
@@ -177,7 +243,7 @@ def test_patterns_attenuate_as_their_descriptions_say(small: Path) -> None:
 
 def mean_noise(folder: Path, hospital: int) -> float:
     """The fine-scale variation in the chest wall's corner, over a hospital's slices."""
-    slices = (folder / f"hospital-{hospital}").rglob("*.dcm")
+    slices = (folder / f"hospital-{hospital}" / "ILD_DB_txtROIs").rglob("*.dcm")
     corners = [read_ct_slice(file).hounsfield[:24, :24] for file in slices]
     return float(np.mean([np.std(corner) for corner in corners]))
 
