@@ -33,7 +33,11 @@ CONTRACT = {
     },
     "evaluate": {"--data", "--by", "--out", "--json"},
     "privacy plan": {"--data", "--set", "--json"},
-    "data phantom": {"--patients", "--hospitals", "--seed"},
+    "data phantom": {"--patients", "--hospitals", "--seed", "--shift", "--label-noise"},
+    "data pull": {
+        "--out", "--modality", "--list", "--from", "--to", "--study-description",
+        "--series-description", "--site", "--label", "--limit",
+    },
     "data check": {"--json"},
     "data manifest": {"--out", "--site", "--folders", "--pictures"},
     "data prune": {"--older-than"},

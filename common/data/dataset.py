@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.cache import mark_used
+from common.data.fingerprints import content_hashes
 from common.data.preprocessing import Preprocessing
 from common.data.source import Image, Reader, Source
 from common.errors import BadData, BadInput
@@ -68,7 +69,7 @@ def open_dataset(
         BadData: a file can't be decoded; BadInput: the cache can't be written.
     """
     ordered = sorted(sources, key=lambda source: (source.patient, str(source.path)))
-    key = _key(ordered, reader, preprocessing, pseudonym_key)
+    key = _key(ordered, reader, preprocessing, pseudonym_key, cache)
     entry = cache / f"images-{key}"
     mark_used(entry)  # before it is opened, so that pruning leaves it alone
     found = _whole(entry)
@@ -109,27 +110,21 @@ def pseudonym(patient: str, key: bytes) -> str:
 
 
 def _key(
-    sources: Sequence[Source], reader: Reader, preprocessing: Preprocessing, pseudonym_key: bytes
+    sources: Sequence[Source],
+    reader: Reader,
+    preprocessing: Preprocessing,
+    pseudonym_key: bytes,
+    cache: Path,
 ) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {reader!r} {preprocessing!r}".encode())
     digest.update(hashlib.sha256(pseudonym_key).digest())
+    paths = [path for source in sources for path in source.paths]
+    contents = iter(content_hashes(paths, memory=cache, key=pseudonym_key))
     for source in sources:
-        contents = [_content(path) for path in source.paths]
+        own = " ".join(next(contents) for _ in source.paths)
         fields = (source.patient, source.side, repr(source.detail), sorted(source.groups.items()))
-        digest.update(f"{' '.join(contents)} {fields!r}".encode())
+        digest.update(f"{own} {fields!r}".encode())
     return digest.hexdigest()
-
-
-def _content(path: Path) -> str:
-    """The hash of a file's content."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadData(
-            f"{path.name}: can't be read ({error.strerror}); make it readable or "
-            "remove it from the data."
-        ) from None
 
 
 def _build(

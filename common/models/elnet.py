@@ -43,10 +43,8 @@ class Elnet(nn.Module):
         for widening, block in zip(self.widenings, self.blocks, strict=True):
             maps = widening(_halved(maps)).relu()
             maps = maps + block(maps)
-        features = self.last_norm(maps).relu().amax(dim=(2, 3))  # (B, 64, H/32, W/32) -> (B, 64)
-        # Maxima are some deviations each: of length 1 or so, they don't overthrow the head.
-        scaled: torch.Tensor = features / FEATURES**0.5
-        return scaled
+        features: torch.Tensor = self.last_norm(maps).relu().amax(dim=(2, 3))
+        return features  # (B, 64, H/32, W/32) -> (B, 64)
 
 
 def _block(width: int, convolutions: int) -> nn.Sequential:

@@ -51,8 +51,11 @@ class PlanesHead(nn.Module):
 
     Args:
         classifiers: one for each plane, all of the same number of features F and of classes.
-        pooling: max, each feature's largest value; attention, learned weights of the slices
-            (Ilse et al., ICML 2018, arXiv:1802.04712, with a linear score), at first the mean.
+        pooling: max, by how much each feature's largest value is above its mean over the slices
+            (of a single slice, its value): what stands out, without what all exams have in common,
+            beside which a head learns little from few exams;
+            attention, learned weights of the slices (Ilse et al., ICML 2018, arXiv:1802.04712, with
+            a linear score), at first the mean.
     """
 
     def __init__(self, classifiers: Sequence[nn.Linear], *, pooling: Pooling) -> None:
@@ -74,7 +77,10 @@ class PlanesHead(nn.Module):
         if self.score is None:
             least = torch.finfo(features.dtype).min
             largest = torch.where(filled, features, least).amax(dim=2)
-            pooled = torch.where(filled.any(dim=2), largest, 0.0)  # (B, planes, F)
+            count = filled.sum(dim=2)  # (B, planes, 1)
+            mean = features.sum(dim=2) / count.clamp(min=1)  # empty slices are 0
+            above = largest - torch.where(count > 1, mean, 0.0)
+            pooled = torch.where(count > 0, above, 0.0)  # (B, planes, F)
         else:
             scores = self.score(features).masked_fill(~filled, torch.finfo(features.dtype).min)
             pooled = (scores.softmax(dim=2) * features).sum(dim=2)  # (B, planes, F)

@@ -17,7 +17,7 @@ from common.report import render_report
 from simulations.evaluate import evaluate_models
 from simulations.partition import Patient, partition
 from simulations.report import intervals, limitations, report_input, text
-from simulations.result import RunResult, not_covered, summarise, unit_of
+from simulations.result import RunResult, not_covered, summarise
 
 LABELS = ("abnormal", "acl", "meniscus")
 
@@ -33,6 +33,7 @@ def result() -> RunResult:
         patients=np.arange(80),
         sites=np.repeat(["north", "south"], 40),
         classes=LABELS,
+        unit="exam",
     )
     study = Study(task="multi-label", classes=LABELS, data=MrnetData())
     patients = [
@@ -88,9 +89,9 @@ def test_exams_are_the_unit_only_where_patients_are_unknown() -> None:
     """An MRNet study counts exams, with or without privacy; every other one patients."""
     exams = Study(task="multi-label", classes=LABELS, data=MrnetData())
     assert exams.privacy.unit == "patient"  # not asked for: there is no privacy
-    assert unit_of(exams) == "exam"
+    assert exams.unit == "exam"
     patients: dict[str, Any] = {"classes": ["a", "b"], "data": {"kind": "manifest"}}
-    assert unit_of(Study.model_validate(patients | {"task": "multi-label"})) == "patient"
+    assert Study.model_validate(patients | {"task": "multi-label"}).unit == "patient"
 
 
 def test_words_of_a_multi_class_run_of_patients() -> None:

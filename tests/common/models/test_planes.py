@@ -61,6 +61,8 @@ def plain_logits(built: Classifier, exam: Tensor, pooling: Pooling) -> Tensor:
         features = torch.stack([built.encoder.backbone(s[None, None])[0] for s in slices])
         if pooling == "max":
             pooled = features.max(dim=0).values
+            if len(slices) > 1:
+                pooled = pooled - features.mean(dim=0)
         else:
             assert built.head.score is not None
             weights = torch.cat([built.head.score(f) for f in features]).softmax(0)
@@ -126,12 +128,12 @@ def test_empty_slices_teach_nothing(pooling: Pooling) -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_the_maximum_is_of_each_feature() -> None:
-    """A tear in one slice is seen however many healthy slices there are, in any order."""
+def test_what_stands_out_is_each_features_own() -> None:
+    """A tear in one slice is seen above the mean of all that aren't empty, in any order."""
     head = PlanesHead([nn.Linear(2, 1)], pooling="max")
     features = torch.tensor([[[[1.0, -5.0], [-3.0, -4.0], [0.0, 0.0]]]])
     with torch.no_grad():
-        expected = head.fusion(head.planes[0](torch.tensor([[1.0, -4.0]])))
+        expected = head.fusion(head.planes[0](torch.tensor([[2.0, 0.5]])))
     assert torch.equal(head(features), expected)
     assert torch.equal(head(features.flip(2)), expected)
 
@@ -147,7 +149,7 @@ def test_attention_begins_as_the_mean() -> None:
 
 def test_planes_are_fused_as_their_mean_at_first() -> None:
     """Each class gets the mean of what the planes say of it, until training weighs them."""
-    head = PlanesHead([nn.Linear(4, 2) for _ in range(3)], pooling="max")
+    head = PlanesHead([nn.Linear(4, 2) for _ in range(3)], pooling="attention")
     pooled = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
     said = torch.stack([head.planes[i](pooled[:, i]) for i in range(3)])
     assert torch.allclose(head(pooled.unsqueeze(2)), said.mean(0), atol=1e-6)
