@@ -156,16 +156,16 @@ def data_phantom(
 ) -> None:
     """Write a generated data set in the format of a real one."""
     with _edge():
-        from common.config import IldPhantomConfig, MrnetPhantomConfig
+        from common.config import IldPhantomConfig, MrnetPhantomConfig, parse
         from common.errors import BadInput
         from simulations.phantoms import described, phantom_of, write_phantom
 
         said = {"hospitals": hospitals, "seed": seed, "shift": shift, "label_noise": label_noise}
         counted = {} if patients is None else {"exams" if kind == "mrnet" else "patients": patients}
         if kind == "ild":
-            phantom = phantom_of(IldPhantomConfig.model_validate(said | counted))
+            phantom = phantom_of(parse(IldPhantomConfig, said | counted, where="data phantom"))
         elif kind == "mrnet":
-            phantom = phantom_of(MrnetPhantomConfig.model_validate(said | counted))
+            phantom = phantom_of(parse(MrnetPhantomConfig, said | counted, where="data phantom"))
         else:
             raise BadInput(f"data phantom: the kind must be ild or mrnet; got {kind}.")
         write_phantom(directory, phantom)
@@ -385,18 +385,24 @@ def _edge(hint: str = "") -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {_writable(error)}", err=True)
         raise typer.Exit(2) from None
     except RunFailed as error:
-        typer.echo(f"Failed: {error}", err=True)
+        typer.echo(f"Failed: {_writable(error)}", err=True)
         raise typer.Exit(1) from None
     except OSError as error:  # a full disk, a folder that vanished: the machine's, not the study's
         where = f": {error.filename}" if error.filename else ""
-        typer.echo(f"Failed: {error.strerror or error}{where}. {hint}".rstrip(), err=True)
+        said = f"Failed: {error.strerror or error}{where}. {hint}".rstrip()
+        typer.echo(_writable(said), err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. {hint}".rstrip(), err=True)
         raise typer.Exit(1) from None
+
+
+def _writable(said: object) -> str:
+    """Text with names of files that are no UTF-8, which a terminal would refuse, written out."""
+    return str(said).encode("utf-8", "backslashreplace").decode()
 
 
 def _study(name: str, overrides: list[str], data: Path | None) -> Study:

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.config import Augmentation, SiteSettings, Study
 from common.data.dataset import Dataset, derived, open_dataset
 from common.data.preprocessing import Preprocessing
-from common.data.readers import build_reader
+from common.data.readers import build_reader, patient_name
 from common.data.source import Source
 from common.data.splits import hashed, strata, stratified
 from common.errors import BadData, BadInput
@@ -124,13 +124,15 @@ def open_cohort(settings: SiteSettings, study: Study, device: torch.device) -> C
 def _open(settings_text: str, study_text: str, device: str) -> Cohort:
     settings = SiteSettings.model_validate_json(settings_text)
     study = Study.model_validate_json(study_text)
+    _refuse_useless_augmentation(study)
     if settings.data is None:
         raise BadData(f"site {settings.name}: `data` is missing; say where the images are.")
     reader = build_reader(study, settings)
     found = reader.find(settings.data, study.classes)
     own = _own(found, settings)
-    sources = [source for source in own if source.patient not in settings.exclude]
-    unmatched = len(set(settings.exclude) - {source.patient for source in own})
+    objecting = {patient_name(study.data, name) for name in settings.exclude}
+    sources = [source for source in own if source.patient not in objecting]
+    unmatched = len(objecting - {source.patient for source in own})
     if unmatched:
         logger.warning(
             "site %s: %d of the patients in `exclude` are not in its data; check their spelling",
@@ -174,17 +176,20 @@ def _preprocessing(study: Study) -> Preprocessing:
     )
 
 
+def _refuse_useless_augmentation(study: Study) -> None:
+    if study.training.augmentation != Augmentation() and frozen_encoder(study_model(study)):
+        raise BadInput(
+            f"training.augmentation must be left out with model {study.model.name}: its encoder is "
+            "frozen, so each image's features are computed once. Choose a model trained whole."
+        )
+
+
 def _inputs(dataset: Dataset, study: Study, device: torch.device) -> Stored:
     """The images, or their features where the model's encoder is frozen: computed once."""
     model = study_model(study)
     frozen = frozen_encoder(model)
     if frozen is None:
         return Stored((dataset.images,))
-    if study.training.augmentation != Augmentation():
-        raise BadInput(
-            f"training.augmentation must be left out with model {study.model.name}: its encoder is "
-            "frozen, so each image's features are computed once. Choose a model trained whole."
-        )
     encoder = frozen[0].to(device)
 
     def compute(images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,9 +4,10 @@ A line is a volume where a folder holds the slices of one CT, MR or PET series a
 exports write them, and they can be read as one; else it is a file. So a folder of mixed series is
 one line a file, and so is anything of other modalities.
 
-Nothing identifying passes: a patient is a key of the number in the header, hashed with a secret of
+A patient is a key of the number in the header, hashed with a secret of
 32 bytes that stays beside the manifest, readable by its user alone. Later drafts into the same
-folder give the same patient the same key, and nobody without that file can guess whose it is.
+folder give the same patient the same key, and nobody without that file can guess whose it is. A
+path, though, has the names of folders and files as they are, and those may name a patient.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.check.found import shown, walk
+from client.check.found import counted, printable, shown, walk
 from common.config import SITE_NAME, SITE_NAME_RULE
 from common.data.dataset import pseudonym
 from common.data.dicom import Facts, is_dicom, read_facts, read_volume
@@ -53,15 +54,17 @@ class Drafted:
     def text(self) -> str:
         """For people: what is there and what they have to fill in."""
         said = [
-            f"{self.table}: {self.lines} lines of {self.patients} patients; {self.volumes} are "
-            f"volumes (folders of one series), {self.lines - self.volumes} are files."
+            f"{self.table}: {counted(self.lines, 'line')} of {counted(self.patients, 'patient')}; "
+            f"{counted(self.volumes, 'volume')} (folders of one series), "
+            f"{counted(self.lines - self.volumes, 'file')}.",
+            "Paths keep the names of folders and files: rename what names a patient.",
         ]
         if self.without_label:
-            said.append(f"{self.without_label} lines have no label: fill them in.")
+            said.append(f"{counted(self.without_label, 'line')} without a label: fill it in.")
         if self.without_patient:
             said.append(
-                f"{self.without_patient} lines have no patient: fill in one word for each, the "
-                "same for all images of a patient."
+                f"{counted(self.without_patient, 'line')} without a patient: fill in one word for "
+                "each, the same for all images of a patient."
             )
         if self.patients == 1 < self.lines:
             said.append("All headers name one patient: if that is a dummy, fill in who is who.")
@@ -81,7 +84,7 @@ class Drafted:
                 said += [f"  {name}: {why}" for name, why in what[:_SHOWN]]
                 if len(what) > _SHOWN:
                     said.append(f"  ... and {len(what) - _SHOWN} more")
-        return "\n".join(said)
+        return printable("\n".join(said))
 
 
 def draft(
@@ -122,7 +125,7 @@ def draft(
     if not facts:
         raise BadInput(f"{folder}: holds no DICOM file and no image; name the folder that does.")
     secret = _secret(table.parent)
-    volumes, none = (set(), {}) if pictures else _volumes(files, facts)
+    volumes, none = (set(), {}) if pictures else _volumes(files, facts, table.parent)
     lines: dict[Path, Line] = {}
     for path, one in facts.items():
         place = path.parent if path.parent in volumes else path
@@ -177,11 +180,12 @@ def _facts(path: Path, top: Path) -> Facts | None:
 
 
 def _volumes(
-    files: Sequence[Path], facts: Mapping[Path, Facts | None]
+    files: Sequence[Path], facts: Mapping[Path, Facts | None], top: Path
 ) -> tuple[set[Path], dict[Path, str]]:
     """The folders that are volumes, and why others that could be are none.
 
-    Several slices and nothing else, not even a folder.
+    Several slices of one patient and nothing else, not even a folder, nor the table, which goes to
+    the folder `top`.
     """
     inside: dict[Path, list[Path]] = defaultdict(list)
     for path in files:
@@ -194,9 +198,15 @@ def _volumes(
             continue
         try:
             read_volume(paths)  # with any stray, which a manifest's reader would take too
-            volumes.add(folder)
         except BadData as problem:
             none[folder] = str(problem)
+            continue
+        if len({one.patient_key for one in slices}) > 1:
+            none[folder] = "the headers name several patients (PatientID) in one series."
+        elif folder == top:
+            none[folder] = "the manifest lies in it: name --out in the folder above."
+        else:
+            volumes.add(folder)
     return volumes, none
 
 

@@ -21,6 +21,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,7 +159,8 @@ class Pulled:
         if self.refused_series:
             said.append(
                 f"{self.refused_series} of {self.series} series were refused and not kept, since "
-                f"they tell who the patient is: {_counted(self.refused)}. Have the PACS' export or "
+                "they tell who the patient is, or nobody could look: "
+                f"{_counted(self.refused)}. Have the PACS' export or "
                 "a gateway de-identify them (DICOM PS3.15, annex E); fedward changes no file."
             )
         if self.missing:
@@ -278,7 +280,10 @@ def _opened(out: Path) -> Iterator[_Folder]:
     table, images, own = out / "manifest.csv", out / "images", out / ".pull"
     _, lines = _read_table(table)
     for path in (out, images, own):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise BadInput(f"{path}: a file is in the way; name another folder by --out.") from None
     with (own / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -392,6 +397,7 @@ def _bring(
                 continue
             refused = _keep(retrieve(service, series, uid), path, partial=_partial(folder))
             if refused:
+                shutil.rmtree(staging)  # what one file tells, the others may
                 return _Outcome(fetched=fetched, refused=refused)
             fetched += 1
         for stray in set(staging.iterdir()) - set(paths.values()):
@@ -409,17 +415,22 @@ def _bring(
 
 
 def _keep(content: bytes, path: Path, *, partial: Path) -> tuple[str, ...]:
-    """Store the file under its name if it tells nobody's identity; else the keywords that do."""
+    """Store the file under its name if it tells nobody's identity; else the keywords that do.
+
+    Pixels that can't be decoded are refused too: nobody has looked for a name in them.
+    """
     try:
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         findings = identity_findings(partial)
-        refused = tuple(sorted({one.keyword for one in findings if one.level == "mend"}))
+        refused = {one.keyword for one in findings if one.level == "mend"}
+        if any((one.kind, one.level) == ("burned-in", "note") for one in findings):
+            refused.add("pixels that can't be decoded")
         if not refused:
             partial.replace(path)
-        return refused
+        return tuple(sorted(refused))
     finally:
         partial.unlink(missing_ok=True)
 

@@ -182,7 +182,8 @@ class MrnetData(_Data):
         96, ge=8, le=512, description="Slices are resized to this many pixels a side."
     )
     intensity: Intensity = Field(
-        Intensity(), description="Pixel values that become -1 and +1, before min-max."
+        Intensity(clip=False),  # a hospital's own export may have more than 8 bits
+        description="Pixel values that become -1 and +1, before min-max.",
     )
     preprocessing: tuple[Step, ...] = Field(("min-max",), description=_STEPS)
     read_planes: tuple[Plane, ...] = Field(
@@ -374,7 +375,7 @@ class SiteSettings(_Frozen):
     )
     exclude: tuple[str, ...] = Field((), description="Patients who object, as the data name them.")
     include: tuple[str, ...] | None = Field(
-        None, description="Only these patients, as the data name them. Empty: all of the site's."
+        None, description="Only these patients, as the data name them; null: all of the site's."
     )
     device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N.")
     release: Release = Field(Release(), description="What leaves besides weights.")

@@ -137,7 +137,7 @@ def _score(path: Path, data: Path, by: Sequence[str]) -> Scored:
     started = time.monotonic()
     models = _models(path)
     card = read_card(models[0][1])
-    study = _with_data(card.study, data)
+    study = _with_data(card.study, data, _simulation(path))
     sites = _sites(study, data)
     cohorts = {name: open_cohort(s, study, find_device(s.device)) for name, s in sites.items()}
     unit = study.unit
@@ -180,13 +180,17 @@ def _models(path: Path) -> tuple[tuple[int, Path], ...]:
     return found
 
 
-def _with_data(study: Study, data: Path) -> Study:
-    """The model's study, told where the data are; which patients to score is decided later."""
+def _with_data(study: Study, data: Path, run: Simulation) -> Study:
+    """The model's study, told where the data are; which patients to score is decided later.
+
+    `run` is how the run divided its data among sites and what these call things: the same data
+    must come out at the same sites, or patients would pass for new ones.
+    """
     own = study.data.model_copy(update={"folds": None})
     if data.suffix not in (".yaml", ".yml"):
         if not data.is_dir():  # a folder holds trees of the model's own kind
             own = _as_manifest(own, data)
-        simulation = Simulation(data=data)
+        simulation = Simulation(data=data, partition=run.partition, site_defaults=run.site_defaults)
     elif is_study(data):
         named = load_study(data)
         if named.data.kind != own.kind:
@@ -206,12 +210,17 @@ def _with_data(study: Study, data: Path) -> Study:
     return study.model_copy(update={"privacy": privacy})
 
 
+def _simulation(path: Path) -> Simulation:
+    """How a run's sites were simulated; nothing is known of a model file's."""
+    return load_study(path / "study.yaml").simulation if path.is_dir() else Simulation()
+
+
 def _as_manifest(own: ManifestData | IldData | MrnetData, data: Path) -> ManifestData:
     """How a manifest's images become the input of a model that was trained on another kind."""
-    if own.planes > 1:
+    if own.kind == "mrnet":
         raise BadInput(
-            f"{data.name}: a folder of {own.kind} trees was expected, since the model's images "
-            f"consist of {own.planes} volumes; got a manifest, which names one."
+            f"{data.name}: a folder of mrnet trees was expected, since the model was trained on "
+            "cropped exams of several volumes; name such a folder that exists."
         )
     return ManifestData(
         image_size_px=own.image_size_px,

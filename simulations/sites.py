@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.config import SITE_NAME, SITE_NAME_RULE, ManifestData, SiteSettings, Study
 from common.data.cache import mark_used
-from common.data.readers import build_reader, tree_name
+from common.data.readers import build_reader, patient_name, tree_name
 from common.errors import BadData, BadInput
 from common.files import cache_folder
 from common.report.content import DataLabel
@@ -72,8 +72,12 @@ def _divided(study_text: str) -> Partition:
             f"simulation.partition divides one data set among sites; {root} holds {len(trees)}. "
             "Name one of them, or remove simulation.partition."
         )
-    reader = build_reader(study, study.simulation.site_defaults)
-    found = reader.find(trees[0], study.classes)
+    defaults = study.simulation.site_defaults
+    reader = build_reader(study, defaults)
+    objecting = {patient_name(study.data, name) for name in defaults.exclude}
+    found = [
+        source for source in reader.find(trees[0], study.classes) if source.patient not in objecting
+    ]
     return partition(gather(found, reader, classes=study.classes, config=config), config)
 
 
@@ -92,7 +96,8 @@ def data_label(sites: Mapping[str, SiteSettings]) -> DataLabel:
 
 def _settings(study: Study, name: str, found: _Found) -> SiteSettings:
     said = study.simulation.site(name)
-    counted = len(found.patients - set(said.exclude))
+    objecting = {patient_name(study.data, patient) for patient in said.exclude}
+    counted = len(found.patients - objecting)
     rounded = max(ROUNDED_TO, ROUNDED_TO * round(counted / ROUNDED_TO))
     return SiteSettings(
         name=name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +48,8 @@ class Found:
     masks: frozenset[Path] = frozenset()  # maps of labels: alike by nature
     problems: tuple[str, ...] = ()  # what its reader would refuse
     unlisted: tuple[Path, ...] = ()  # images that nothing speaks of
+    closed: tuple[Path, ...] = ()  # folders beside a manifest that can't be listed
+    strange: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # labels of no class
 
 
 def keeps(settings: Settings, patient: str, site: str) -> bool:
@@ -78,13 +80,30 @@ def shown(path: Path, root: Path) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def walk(root: Path) -> list[Path]:
+def printable(text: str) -> str:
+    """Text for a terminal: line breaks stay; any other character that none shows is written out."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def counted(number: int, what: str, several: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(1, "line"), counted(2, "study", "studies")
+    ('1 line', '2 studies')
+    """
+    return f"{number} {what if number == 1 else several or what + 's'}"
+
+
+def walk(root: Path, closed: list[Path] | None = None) -> list[Path]:
     """Every file below a folder in order, without dot-files or what links to folders lead to.
 
-    Raises BadInput where a folder can't be listed.
+    Adds to `closed` each folder that can't be listed; without it, raises BadInput there.
     """
 
     def refuse(error: OSError) -> None:
+        if closed is not None:
+            closed.append(Path(error.filename))
+            return
         raise BadInput(
             f"{error.filename}: the folder can't be listed ({error.strerror}); make it readable."
         )

@@ -9,13 +9,15 @@ from pathlib import Path, PurePosixPath
 
 from client.check.found import Found, Owner, SettingsOf, Unit, keeps, sources, walk
 from common.config import Study
+from common.data.dicom import is_dicom
 from common.data.manifest import ManifestReader
-from common.data.pictures import PICTURES
+from common.data.pictures import PICTURES, STACKS
 from common.data.readers import build_reader
 from common.data.source import Reader, Source
+from common.errors import BadData
 
 _NO_CLASSES = ("", "path", "patient", "site", "split")  # columns
-_IMAGES = (*PICTURES, ".dcm", "")  # suffixes
+_IMAGES = (*PICTURES, ".dcm")  # suffixes
 
 Line = Mapping[str, str]  # cells by our names of the columns
 
@@ -28,18 +30,24 @@ def find_manifest(data: Path, study: Study | None, settings_of: SettingsOf) -> F
     lines = list(_lines(table, settings.columns))
     files = [_files(table.parent, line.get("path", "")) for line in lines]
     classes = _classes(lines, labels) if study is None else study.classes
-    reader: Reader
-    if study is None:
-        reader = ManifestReader(
+    folders = any(
+        os.path.isdir(table.parent / line["path"])
+        for line, paths in zip(lines, files, strict=True)
+        if paths
+    )
+
+    def reader(volumes: bool) -> Reader:
+        if study is not None:
+            return build_reader(study, settings)
+        return ManifestReader(
             task="multi-label" if classes and "label" not in lines[0] else "multi-class",
-            volumes=any(os.path.isdir(table.parent / line.get("path", "")) for line in lines),
+            volumes=volumes,
             columns=tuple(sorted(settings.columns.items())),
             labels=tuple(sorted(labels.items())),
         )
-    else:
-        reader = build_reader(study, settings)
+
     problems: list[str] = []
-    sources(reader, table, classes, problems)
+    sources(reader(folders), table, classes, problems)
     owners: dict[Path, Owner] = {}
     units = []
     for line, paths in zip(lines, files, strict=True):
@@ -48,9 +56,10 @@ def find_manifest(data: Path, study: Study | None, settings_of: SettingsOf) -> F
             owner = Owner(patient, site, _labels(line, classes, labels))
             owners |= dict.fromkeys(paths, owner)
             source = Source(paths[0], patient, site, None, others=paths[1:])
-            units.append(Unit(reader, source, owner, classes))
+            units.append(Unit(reader(_is_volume(paths[0], folders)), source, owner, classes))
     listed = {path for paths in files for path in paths}
-    beside = [path for path in walk(table.parent) if path.suffix.lower() in _IMAGES]
+    closed: list[Path] = []
+    beside = [path for path in walk(table.parent, closed) if _is_image(path)]
     return Found(
         "manifest",
         table.parent,
@@ -58,21 +67,43 @@ def find_manifest(data: Path, study: Study | None, settings_of: SettingsOf) -> F
         tuple(units),
         problems=tuple(problems),
         unlisted=tuple(path for path in beside if path not in listed),
+        closed=tuple(closed),
     )
+
+
+def _is_volume(first: Path, folders: bool) -> bool:
+    """How to read a line where no study says so; `folders`: some line of the table is a folder.
+
+    A volume's reader takes DICOM of one frame, too.
+    """
+    suffix = first.suffix.lower()
+    return suffix not in PICTURES or (folders and suffix in STACKS)
+
+
+def _is_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    try:
+        return suffix in _IMAGES or (not suffix and is_dicom(path))
+    except BadData:  # it can't be opened
+        return False
 
 
 def _lines(table: Path, columns: Mapping[str, str]) -> Iterator[Line]:
     """The table's lines; none where it can't be read, as its reader will say."""
-    ours_of = {theirs: ours for ours, theirs in columns.items()}
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            names = [ours_of.get(name.strip(), name.strip()) for name in next(reader, [])]
+            names = [name.strip() for name in next(reader, [])]
+            renamed = set(columns.values())
+            places = {name: at for at, name in enumerate(names) if name not in renamed}
+            places |= {
+                ours: names.index(theirs) for ours, theirs in columns.items() if theirs in names
+            }
             for raw in reader:
                 cells = [cell.strip() for cell in raw]
                 if any(cells):
                     cells += [""] * (len(names) - len(cells))
-                    yield dict(zip(names, cells, strict=False))
+                    yield {name: cells[at] for name, at in places.items()}
     except (OSError, UnicodeDecodeError, csv.Error):
         return
 

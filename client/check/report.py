@@ -14,7 +14,7 @@ from textwrap import fill
 from typing import Any
 
 from client.check.files import Seen, look
-from client.check.found import Found, Kind, Owner, Unit, shown
+from client.check.found import Found, Kind, Owner, Unit, counted, printable, shown
 from client.check.where import find
 from common.data.dicom import Finding
 from common.errors import BadData, BadInput
@@ -79,6 +79,8 @@ class Checked:
     without_pixels: tuple[str, ...]  # DICOM files that are no images
     stray: tuple[str, ...]  # files that are neither DICOM nor images
     unlisted: tuple[str, ...]  # images beside a manifest that it doesn't name
+    closed: tuple[str, ...]  # folders beside a manifest that can't be listed
+    strange_labels: tuple[Group, ...]  # of ILD texts: of no class, so their regions are none
 
     @property
     def mend(self) -> bool:
@@ -97,7 +99,7 @@ class Checked:
 
     def text(self) -> str:
         """All of it for people, long lists cut short."""
-        return "\n".join(_text(self))
+        return printable("\n".join(_text(self)))
 
 
 def check(path: Path, *, on_file: Callable[[int, int], None] = lambda _done, _all: None) -> Checked:
@@ -160,6 +162,11 @@ def check(path: Path, *, on_file: Callable[[int, int], None] = lambda _done, _al
         ),
         stray=names(file for file in seen if file not in images),
         unlisted=names(found.unlisted),
+        closed=names(found.closed),
+        strange_labels=tuple(
+            Group(f"label: {label:.80}", names(sorted(texts)))
+            for label, texts in found.strange.items()
+        ),
     )
 
 
@@ -182,14 +189,18 @@ def _labels(unit: Unit) -> Iterator[str]:
 def _alike(
     found: Found, images: Mapping[Path, Seen], owners: Mapping[Path, Owner]
 ) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    """What contradicts itself, and what is there twice, by pixels and by DICOM study."""
+    """What contradicts itself, and what is there twice: pixels, DICOM studies, patients."""
     by_pixels: dict[bytes, list[Path]] = defaultdict(list)
     by_study: dict[str, list[Path]] = defaultdict(list)
+    by_owner: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
     for file, one in images.items():
         if one.pixels and not one.blank and file not in found.masks:
             by_pixels[one.pixels].append(file)
         if one.facts and one.facts.study_key:
             by_study[one.facts.study_key].append(file)
+        owner = owners[file]
+        if one.facts and one.facts.patient_key and owner.patient and file not in found.masks:
+            by_owner[owner.site, owner.patient].setdefault(one.facts.patient_key, file)
     contradictory, duplicates = [], []
     for files in by_pixels.values():
         of = [owners[file] for file in files]
@@ -208,6 +219,10 @@ def _alike(
             one_of_each = {(owners[file].site, owners[file].patient): file for file in files}
             group = tuple(_name(found, file) for file in one_of_each.values())
             contradictory.append(Group(what, group))
+    for file_of in by_owner.values():
+        if len(file_of) > 1:
+            group = tuple(_name(found, file) for file in file_of.values())
+            contradictory.append(Group("one patient, different headers (PatientID)", group))
     return tuple(contradictory), tuple(duplicates)
 
 
@@ -240,17 +255,16 @@ def _name(found: Found, file: Path) -> str:
 
 
 def _text(checked: Checked) -> Iterator[str]:
-    counts = [_count(checked.files, "file"), f"{checked.dicom_files} of them DICOM"]
+    whose = "exam" if checked.kind == "mrnet" else "patient"  # MRNet names no patients
+    counts = [counted(checked.files, "file"), f"{checked.dicom_files} of them DICOM"]
     if checked.studies or checked.series:
-        counts += [_count(checked.studies, "study", "studies"), f"{checked.series} series"]
-    counts.append(
-        "patients unknown" if not checked.patients else _count(checked.patients, "patient")
-    )
+        counts += [counted(checked.studies, "study", "studies"), f"{checked.series} series"]
+    counts.append(f"{whose}s unknown" if not checked.patients else counted(checked.patients, whose))
     yield f"{_KINDS[checked.kind]}: {', '.join(counts)}."
     if checked.images_by_class:
         width = max(map(len, checked.images_by_class))
         yield ""
-        yield f"{'class':{width}}  images  patients"
+        yield f"{'class':{width}}  images  {whose + 's':>8}"
         for name, images in checked.images_by_class.items():
             yield f"{name:{width}}  {images:6}  {checked.patients_by_class[name]:8}"
     yield from _part("Can't be read", [f"{one.file}: {one.why}" for one in checked.unreadable])
@@ -258,12 +272,17 @@ def _text(checked: Checked) -> Iterator[str]:
     yield from _part("Contradictory", map(_group, checked.contradictory))
     yield from _identity_text(checked, "mend", "Tells who a patient is, or may")
     yield from _part("Note: the same pixels twice", map(_group, checked.duplicates))
+    yield from _part(
+        "Note: labels of no class, whose regions are left out: mend them or the site's `labels`",
+        map(_group, checked.strange_labels),
+    )
     yield from _identity_text(checked, "note", "Note: look at these in the export")
     notes = {
         "all pixels are equal": checked.blank,
         "DICOM without pixels, left out": checked.without_pixels,
         "neither DICOM nor an image, left out": checked.stray,
         "beside the manifest, which doesn't name it": checked.unlisted,
+        "folders beside the manifest that can't be listed, left out": checked.closed,
     }
     for note, files in notes.items():
         if files:
@@ -301,7 +320,7 @@ def _identity_text(checked: Checked, level: str, title: str) -> Iterator[str]:
             where = "" if files == checked.files else f" (such as {example})"
             keywords = ", ".join(one.finding.keyword for one in alike)
             yield fill(
-                f"{_count(files, 'file')}{where}: {keywords}",
+                f"{counted(files, 'file')}{where}: {keywords}",
                 100,
                 initial_indent=" " * 4,
                 subsequent_indent=" " * 8,
@@ -315,7 +334,3 @@ def _group(group: Group) -> str:
 def _some(files: Sequence[str]) -> str:
     more = len(files) - EXAMPLES
     return ", ".join(files[:EXAMPLES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _count(number: int, what: str, several: str = "") -> str:
-    return f"{number} {what if number == 1 else several or what + 's'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,8 @@ from client.check.found import Found, Owner, SettingsOf, Unit, keeps, sources, w
 from common.config import MRNET_LABELS, IldData, Study
 from common.data.ild import TREES, IldReader
 from common.data.ild.masks import CODES, masks_among
-from common.data.ild.tree import LUNGS, PATCHES, files_by_patient
+from common.data.ild.text import read_texts
+from common.data.ild.tree import LUNGS, PATCHES, TEXTS, files_by_patient
 from common.data.mrnet import PARTS, MrnetReader
 from common.data.mrnet import TREE as MRNET_TREE
 from common.data.readers import build_reader
@@ -44,8 +46,10 @@ def find_ild(data: Path, study: Study | None, settings_of: SettingsOf) -> Found:
     units: list[Unit] = []
     masks: list[Path] = []
     problems: list[str] = []
+    strange: dict[str, list[Path]] = defaultdict(list)
     for site, root in hospitals(data, ILD_TREES):
         settings = settings_of(site)
+        known = {*CODES, *settings.labels, *(study.classes if study else ())}
         wanted = [TREES[config.regions], *[LUNGS] * config.lung_mask] if config else ILD_TREES
         trees = {name: tree for name in wanted if (tree := _tree(root, name)).is_dir()}
         for name, tree in trees.items():
@@ -53,6 +57,9 @@ def find_ild(data: Path, study: Study | None, settings_of: SettingsOf) -> Found:
                 if keeps(settings, patient, site):
                     images = [path for path in files if path.suffix.lower() != ".txt"]
                     owners |= dict.fromkeys(images, Owner(patient, site, part=name))
+                    for label, text in _labels_in(files if name == TEXTS else ()):
+                        if _singular(label) not in map(_singular, known):
+                            strange[label].append(text)
                     masks += [*masks_among(files, "roi_mask"), *masks_among(files, "lung_mask")]
         several = len(set(TREES.values()) & set(trees)) > 1
         for regions, name in TREES.items():
@@ -72,7 +79,13 @@ def find_ild(data: Path, study: Study | None, settings_of: SettingsOf) -> Found:
                     if label is not None:  # a ready-made patch, which names its patient
                         owners[source.path] = owner
     return Found(
-        "ild", data, owners, tuple(units), frozenset(masks), tuple(dict.fromkeys(problems))
+        "ild",
+        data,
+        owners,
+        tuple(units),
+        frozenset(masks),
+        tuple(dict.fromkeys(problems)),
+        strange={label: tuple(texts) for label, texts in sorted(strange.items())},
     )
 
 
@@ -113,6 +126,21 @@ def _by_patient(name: str, tree: Path, problems: list[str]) -> Mapping[str, Sequ
     except BadData as problem:
         problems.append(str(problem))
         return {}
+
+
+def _labels_in(files: Sequence[Path]) -> set[tuple[str, Path]]:
+    """The labels of a patient's texts, each with its file; a reader tells what can't be read."""
+    return {
+        (contour.label, text.folder / text.name)
+        for text in read_texts(files, [])
+        for contours in text.by_number.values()
+        for contour in contours
+    }
+
+
+def _singular(label: str) -> str:
+    """As the reader compares labels."""
+    return label.lower().removesuffix("s")
 
 
 def _label_files(tree: Path) -> list[str]:

@@ -43,6 +43,7 @@ def _there(data: Path | None, file: Path, key: str) -> Path:
 
 
 def _found(data: Path, study: Study | None, settings_of: SettingsOf) -> Found:
+    data = data.absolute()  # a tree is known by its name, and "." has none
     kind = _kind(data) if study is None else study.data.kind
     if kind == "folder":
         return Found(kind, data, {path: Owner() for path in walk(data)})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from common.files import write_atomically
 
 _FORMAT = 3  # raise it when the cache's content changes
 _SHOWN_PROBLEMS = 10
+_LARGEST = 60_000.0  # fits into 16 bits; only an unclipped z-score can lie beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ def derived(
     1e-5 in a frozen encoder): under privacy nobody's features may tell how many others there are.
     """
     path = dataset.folder / f"{name}-by-{batch}.f32"
-    if not path.is_file():
+    size = 4 * len(dataset.labels) * math.prod(shape)
+    if not (path.is_file() and path.stat().st_size == size):
         folder = dataset.folder
         with _writing(folder), _replacing(path) as partial, partial.open("wb") as file:
             for start in range(0, len(dataset.images), batch):
@@ -101,6 +104,8 @@ def derived(
                 blank = np.zeros((batch - len(images), *images.shape[1:]), dtype=images.dtype)
                 rows = compute(np.concatenate([images, blank]))[: len(images)]
                 file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+            file.flush()
+            os.fsync(file.fileno())  # a file that is there must survive a power cut whole
     return np.memmap(path, dtype="<f4", mode="r", shape=(len(dataset.labels), *shape))
 
 
@@ -145,14 +150,12 @@ def _build(
             write_atomically(partial / "table.json", json.dumps(table).encode())
             for path in partial.iterdir():
                 path.chmod(0o600)
-            if _whole(entry) is None:
-                shutil.rmtree(entry, ignore_errors=True)  # somebody tidied up inside it
             try:
                 partial.rename(entry)
-            except OSError:
+            except OSError:  # there is one: another process was faster, or it is damaged
                 if _whole(entry) is None:
-                    raise
-                # Another process was faster.
+                    shutil.rmtree(entry, ignore_errors=True)
+                    partial.rename(entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -197,7 +200,8 @@ def _decode(
 
 def _applied(preprocessing: Preprocessing, image: Image, source: Source) -> NDArray[np.float32]:
     try:
-        return preprocessing.apply(image.planes)
+        pixels = preprocessing.apply(image.planes)
+        return np.clip(pixels, -_LARGEST, _LARGEST)
     except BadData as problem:
         raise BadData(f"{source.path.name}: {problem}") from None
 

@@ -30,6 +30,7 @@ from common.data.source import Image, Source
 from common.errors import BadData
 
 TREE: Final = "MRNet-v1.0"
+DIGITS: Final = 4  # of an exam's number
 PLANES: Final = ("axial", "coronal", "sagittal")
 PARTS: Final = (("train", "train"), ("valid", "test"))  # each with its side in the official split
 MAX_VOXELS: Final = 256 * 512 * 512  # sixteen times the largest published volume
@@ -143,7 +144,8 @@ def foreground_box(volume: NDArray[np.float32]) -> tuple[slice, slice, slice]:
 
     if volume.min() == volume.max():
         return (slice(None), slice(None), slice(None))
-    inside = volume > threshold_otsu(volume.ravel())  # flat, or it warns of thin volumes
+    # Flat, or it warns of thin volumes.
+    inside = volume > threshold_otsu(volume.ravel())  # type: ignore[no-untyped-call]
     spans = [np.flatnonzero(inside.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     slices, rows, columns = (slice(int(span[0]), int(span[-1]) + 1) for span in spans)
     return slices, rows, columns
@@ -161,10 +163,10 @@ def _labels(
         if len(problems) == before:
             tables[path.name] = table
     listed = set().union(*tables.values()) if tables else set()
-    for name, table in tables.items():
-        missing = len(listed - set(table))
+    for name, exams in tables.items():
+        missing = len(listed - set(exams))
         if missing:
-            other = next(n for n, t in tables.items() if set(t) - set(table))
+            other = next(n for n, t in tables.items() if set(t) - set(exams))
             problems.append(
                 f"{name}: lacks {missing} of the exams that {other} and the others list; "
                 "add their lines, or take them out of every label file"
@@ -194,7 +196,7 @@ def _read_labels(path: Path, problems: list[str]) -> dict[str, int]:
                 elif cells[1] not in ("0", "1"):
                     problems.append(f"{at} the label must be 0 or 1; got {cells[1]!r:.80}; mend it")
                 else:
-                    exam = cells[0].zfill(4)  # public copies lose the zeros
+                    exam = cells[0].zfill(DIGITS)  # public copies lose the zeros
                     first = line_of.setdefault(exam, reader.line_num)
                     if first != reader.line_num:
                         problems.append(f"{at} the same exam as line {first}; keep one")

@@ -6,6 +6,7 @@ from common.config import IldData, ManifestData, MrnetData, SimulatedSite, SiteS
 from common.data.ild import TREES as ILD_TREES
 from common.data.ild import IldReader
 from common.data.manifest import ManifestReader
+from common.data.mrnet import DIGITS as MRNET_DIGITS
 from common.data.mrnet import TREE as MRNET_TREE
 from common.data.mrnet import MrnetReader
 from common.data.source import Reader
@@ -46,3 +47,11 @@ def build_reader(study: Study, site: SiteSettings | SimulatedSite) -> Reader:
 def tree_name(data: IldData | MrnetData) -> str:
     """The name of a format's tree below a hospital's folder."""
     return MRNET_TREE if isinstance(data, MrnetData) else ILD_TREES[data.regions]
+
+
+def patient_name(data: ManifestData | IldData | MrnetData, name: str) -> str:
+    """A patient's (MRNet: an exam's) name as the format's reader gives it.
+
+    People write an exam's number as 7; whoever objects must be found all the same.
+    """
+    return name.zfill(MRNET_DIGITS) if isinstance(data, MrnetData) else name

@@ -68,7 +68,8 @@ def private_steps(
         With batches from `poisson_batches` at rate q, T steps are accounted as
         (noise_multiplier, q, T) per patient. Public: every argument except `examples` and `noise`.
         Sensitive: batches and their sizes, gradients, losses. Rounding of float32 sums may exceed
-        C by about 1e-6 of it.
+        C by about 1e-6 of it at weights of ordinary size. Not covered: weights made absurd on
+        purpose can amplify rounding until a clipped gradient depends on who shares its group.
 
     Edge cases:
         ===============================  ==================================================

@@ -38,7 +38,8 @@ REAL_SIZE: Final = 1250  # exams: as many as are published
 SIZE_PX: Final = 256  # of a slice, as published
 CARD: Final = "phantom.json"
 
-Grid = NDArray[np.float32]
+Grid = NDArray[np.floating]
+Volume = NDArray[np.uint8]  # (slices, 256, 256)
 Counts = NDArray[np.int_]
 Weights = NDArray[np.float64]
 Point = tuple[float, float, float]  # x (to the medial side), y (to the back), z (down), in mm
@@ -126,9 +127,11 @@ class Constants:
 
     # Lesions: a severity of 1 is textbook, of 0 none.
     severity: tuple[float, float] = (0.45, 1.0)
+    subtle: float = 0.08  # share of the exams whose lesions hardly show ...
+    subtlety: float = 0.12  # ... since their severities are this share of what they would be
     resting_fluid: tuple[float, float] = (0.8, 2.5)  # half thickness in the suprapatellar recess
     effusion: tuple[float, float] = (4.0, 9.0)
-    cleft: float = 1.7  # half width of a meniscal tear
+    cleft: float = 2.0  # half width of a meniscal tear
     # By kind of exam: of an effusion, bone bruises, other marrow oedema, a cartilage defect.
     chances: tuple[tuple[float, float, float, float], ...] = (
         (0.0, 0.0, 0.0, 0.0),
@@ -245,7 +248,7 @@ def write_mrnet_phantom(directory: Path, phantom: MrnetPhantom) -> None:
             prefix=f".{directory.name}-", dir=directory.parent
         ) as work:
             trees = Path(work) / "trees"
-            for exam in _exams(phantom):
+            for exam in exams_of(phantom):
                 _write_exam(trees, phantom, exam)
             (trees / CARD).write_text(text)
             trees.rename(directory)
@@ -261,11 +264,11 @@ def _holds(directory: Path, card: str) -> bool:
 # --- which exams ----------------------------------------------------------------------------------
 
 
-_PURPOSES: Final = ("knee", "lesions", "label noise", *PLANES)
+_PURPOSES: Final = ("findings", "knee", "lesions", "label noise", *PLANES)
 
 
 @dataclass(frozen=True, slots=True)
-class _Exam:
+class Exam:
     """One exam; all but `number` is the key of its random streams."""
 
     hospital: int
@@ -280,14 +283,14 @@ class _Exam:
         return np.random.default_rng((seed, *key))
 
 
-def _exams(phantom: MrnetPhantom) -> Iterator[_Exam]:
+def exams_of(phantom: MrnetPhantom) -> Iterator[Exam]:
     """All exams: train before valid, by hospital, in the order of kinds, as the real ids are."""
     number = 0
     for part, table in enumerate(_tables(phantom)):
         for hospital, row in enumerate(table):
             for kind, count in enumerate(row):
                 for place in range(count):
-                    yield _Exam(hospital, part, kind, place, number)
+                    yield Exam(hospital, part, kind, place, number)
                     number += 1
 
 
@@ -314,7 +317,7 @@ def _kinds_by_part(phantom: MrnetPhantom) -> Counts:
 def _shared_out(total: int, weights: Weights | Counts) -> Counts:
     """Whole numbers that add up to `total` in the proportion of `weights`, by largest remainder."""
     shares = weights / weights.sum() * total
-    counts = np.floor(shares).astype(int)
+    counts: Counts = np.floor(shares).astype(int)
     counts[np.argsort(counts - shares, kind="stable")[: total - counts.sum()]] += 1
     return counts
 
@@ -354,7 +357,8 @@ class _Layer:
 
 def _filled(depth_mm: Grid) -> Grid:
     """A soft border: 1 well inside, 0 well outside."""
-    return np.clip(0.5 + depth_mm / CONSTANTS.edge, 0, 1)
+    share: Grid = np.clip(0.5 + depth_mm / CONSTANTS.edge, 0, 1)
+    return share
 
 
 def _ellipsoid(signal: Signal, centre: Point, radii: Point, strength: float = 1.0) -> _Layer:
@@ -408,9 +412,9 @@ def _ripples(
     _, cy, cz = centre
 
     def share(x: Grid, y: Grid, z: Grid) -> Grid:
-        along = (y - cy) - (z - cz) + 1.5 * np.sin(x / 3)
-        sheets = np.cos(2 * np.pi / wave / np.sqrt(2) * along)
-        return body.share(x, y, z) * np.clip(0.5 + sheets, 0, 1)
+        along = (y - cy) - (z - cz) + 1.5 * np.sin(x / 3) + 2 * np.sin((y + z) / 4)
+        sheets: Grid = np.clip(0.5 + np.cos(2 * np.pi / wave / np.sqrt(2) * along), 0, 1)
+        return body.share(x, y, z) * sheets
 
     return replace(body, share=share)
 
@@ -484,7 +488,7 @@ class _Meniscus:
 
 
 @dataclass(frozen=True, slots=True)
-class _Findings:
+class Findings:
     """What an exam shows: severities 0..1, the fluid's half thickness in mm."""
 
     fluid: float
@@ -495,22 +499,27 @@ class _Findings:
     cartilage: float = 0.0
 
 
-def _findings(rng: Generator, kind: str) -> _Findings:
-    """The lesions of one exam of this kind."""
-    chances = CONSTANTS.chances[list(KINDS).index(kind)]
-    effusion, bruises, marrow, cartilage = (rng.random(4) < chances).tolist()
+def findings_of(phantom: MrnetPhantom, exam: Exam) -> Findings:
+    """What this exam shows, by the chances of its kind."""
+    rng = exam.stream(phantom.seed, "findings")
+    kind = list(KINDS)[exam.kind]
+    effusion, bruises, marrow, cartilage = (rng.random(4) < CONSTANTS.chances[exam.kind]).tolist()
     if kind == "other" and not (effusion or marrow or cartilage):
         effusion = True  # else nothing would be abnormal
-    # All are drawn, whether used or not, so that kinds differ in nothing else.
+    visible = CONSTANTS.subtlety if rng.random() < CONSTANTS.subtle else 1.0
     resting, swollen = rng.uniform(*CONSTANTS.resting_fluid), rng.uniform(*CONSTANTS.effusion)
-    severities = rng.uniform(*CONSTANTS.severity, 5).tolist()
-    torn = "acl" in KINDS[kind], "meniscus" in KINDS[kind], bruises, marrow, cartilage
-    seen = [severity if there else 0.0 for severity, there in zip(severities, torn, strict=True)]
-    return _Findings(swollen if effusion else resting, *seen)
+    severities = (visible * rng.uniform(*CONSTANTS.severity, 5)).tolist()
+    torn = "acl" in KINDS[kind], "meniscus" in KINDS[kind]
+    acl, meniscus, *others = (
+        severity if there else 0.0
+        for severity, there in zip(severities, (*torn, bruises, marrow, cartilage), strict=True)
+    )
+    fluid = resting + visible * (swollen - resting) if effusion else resting
+    return Findings(fluid, acl, meniscus, *others)
 
 
 def _knee(
-    rng: Generator, lesion_rng: Generator, findings: _Findings, tissues: Tissues
+    rng: Generator, lesion_rng: Generator, findings: Findings, tissues: Tissues
 ) -> list[_Layer]:
     """A knee with these findings, from the skin inwards; the middle of the joint is at 0.
 
@@ -608,7 +617,7 @@ def _between(start: Point, end: Point, share: float) -> Point:
 
 def _lesions(
     rng: Generator,
-    findings: _Findings,
+    findings: Findings,
     tissues: Tissues,
     acl: tuple[Point, Point],
     menisci: Sequence[_Meniscus],
@@ -625,9 +634,9 @@ def _lesions(
         gap = _between(femoral, tibial, within(0.35, 0.6))
         sunk = _between(tibial, (0, 6, 0), within(0.5, 0.8))
         layers += [
-            _haze(t.oedema, gap, (8, 10, 9), findings.acl),
-            _ellipsoid(t.fluid, gap, (9, 12, 10), findings.acl),
-            _ripples(t.fibre, gap, (9, 12, 10), wave=6.5, strength=findings.acl),
+            _haze(t.oedema, gap, (10, 12, 11), findings.acl),
+            _ellipsoid(t.fluid, gap, (11, 14, 12), findings.acl),
+            _ripples(t.fibre, gap, (11, 14, 12), wave=9.0, strength=findings.acl),
             _band(t.fibre, tibial, sunk, 3.0, 0.8 * findings.acl),  # the lower stump
         ]
     if findings.bruises:
@@ -650,8 +659,8 @@ def _lesions(
         behind = within(-0.4, 0.1)
         layers += [
             torn.cleft(t.fluid, severity=findings.meniscus, slope=within(-0.4, 0.4), behind=behind),
-            _haze(t.oedema, torn.rim(within(0.3, 0.8)), (7, 7, 4.5), 0.8 * findings.meniscus),
-            _ellipsoid(t.fluid, torn.rim(within(0.3, 0.8)), (6, 6, 4), findings.meniscus),
+            _haze(t.oedema, torn.rim(within(0.3, 0.8)), (8, 8, 6), 0.8 * findings.meniscus),
+            _ellipsoid(t.fluid, torn.rim(within(0.3, 0.8)), (8, 8, 5.5), findings.meniscus),
         ]
     if findings.marrow:
         places = [(23, 0, -22), (-23, 0, -22), (22, 0, 16), (-20, -6, 16), (0, -46, -24)]
@@ -680,17 +689,18 @@ _GRID_PX: Final = SIZE_PX // 2  # what is painted; the last step doubles it, as 
 _AXES: Final = {"axial": "zyx", "coronal": "yzx", "sagittal": "xzy"}  # slices, rows, columns
 
 
-def _volumes(phantom: MrnetPhantom, exam: _Exam) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Each plane of an exam, (slices, 256, 256)."""
+def volumes(phantom: MrnetPhantom, exam: Exam, findings: Findings) -> dict[str, Volume]:
+    """The volume of each plane of this exam's knee, were these its findings."""
     style = _style(phantom, exam.hospital)
     rng = exam.stream(phantom.seed, "knee")
-    lesions = exam.stream(phantom.seed, "lesions")
-    findings = _findings(lesions, list(KINDS)[exam.kind])
-    side, scale = rng.choice((1, -1)), rng.lognormal(0, CONSTANTS.scale_sd)
-    layers = _knee(rng, lesions, findings, _tissues(style))
-    for plane in PLANES:
-        scan = exam.stream(phantom.seed, plane)
-        yield plane, _volume(scan, plane, layers, style, side=int(side), scale=scale)
+    side, scale = int(rng.choice((1, -1))), rng.lognormal(0, CONSTANTS.scale_sd)
+    layers = _knee(rng, exam.stream(phantom.seed, "lesions"), findings, _tissues(style))
+    return {
+        plane: _volume(
+            exam.stream(phantom.seed, plane), plane, layers, style, side=side, scale=scale
+        )
+        for plane in PLANES
+    }
 
 
 def _style(phantom: MrnetPhantom, hospital: int) -> Style:
@@ -726,7 +736,7 @@ def _volume(
     *,
     side: int,
     scale: float,
-) -> NDArray[np.uint8]:
+) -> Volume:
     """One plane of a knee as the hospital shows it; `side` -1 mirrors it."""
     axes = _AXES[plane]
     distance = style.slice_mm * rng.lognormal(0, CONSTANTS.thickness_sd)
@@ -760,7 +770,7 @@ def _paint(
     there += layer.share(places["x"], places["y"], places["z"]) * (signal - there)
 
 
-def _scanned(rng: Generator, values: Grid, style: Style) -> NDArray[np.uint8]:
+def _scanned(rng: Generator, values: Grid, style: Style) -> Volume:
     """What the scanner makes of the signal: texture, the coil's shading, blur, Rician noise."""
     gain = 255 * style.gain * rng.lognormal(0, CONSTANTS.gain_sd)
     across = np.linspace(-1, 1, _GRID_PX, dtype=np.float32)
@@ -804,12 +814,12 @@ def _doubled(rows: Grid, blur: float) -> Grid:
 # --- files --------------------------------------------------------------------------------------
 
 
-def _write_exam(trees: Path, phantom: MrnetPhantom, exam: _Exam) -> None:
+def _write_exam(trees: Path, phantom: MrnetPhantom, exam: Exam) -> None:
     """One exam's three volumes, and its line in each label file of its part."""
     part, _ = PARTS[exam.part]
     tree = trees / f"hospital-{exam.hospital + 1}" / TREE
     name = f"{exam.number:04d}"
-    for plane, volume in _volumes(phantom, exam):
+    for plane, volume in volumes(phantom, exam, findings_of(phantom, exam)).items():
         folder = tree / part / plane
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / f"{name}.npy", volume)
@@ -818,7 +828,7 @@ def _write_exam(trees: Path, phantom: MrnetPhantom, exam: _Exam) -> None:
             file.write(f"{name},{int(value)}\n")
 
 
-def _written_labels(phantom: MrnetPhantom, exam: _Exam) -> tuple[bool, ...]:
+def _written_labels(phantom: MrnetPhantom, exam: Exam) -> tuple[bool, ...]:
     """The labels that the files give, right or wrong."""
     true = list(KINDS.values())[exam.kind]
     wrong = exam.stream(phantom.seed, "label noise").random(len(MRNET_LABELS)) < phantom.label_noise

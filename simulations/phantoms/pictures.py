@@ -1,113 +1,124 @@
-"""Pictures of the phantoms: `python -m simulations.phantoms.pictures ild|mrnet OUT.png`."""
+"""Pictures of the phantoms for people: `python -m simulations.phantoms.pictures ild|mrnet OUT.png`.
+
+Rows are findings, columns are hospitals with their scanners (and, for a knee, its three planes).
+"""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Final
 
-import matplotlib as mpl
 import numpy as np
-import typer
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from common.config import MRNET_LABELS
+from common.config import IldData
 from common.data.ild import IldReader
-from common.data.mrnet import MrnetReader
+from common.data.mrnet import PLANES
 from simulations.phantoms.ild import PATTERNS, IldPhantom, write_ild_phantom
-from simulations.phantoms.mrnet import MrnetPhantom, write_mrnet_phantom
+from simulations.phantoms.mrnet import KINDS, Exam, Findings, MrnetPhantom, volumes
 
-Grid = Mapping[str, Sequence[NDArray[np.float32]]]  # by the row's name, images from left to right
-_WINDOW_HU = (-1400.0, 200.0)
-_SEED = 0
+Grey = NDArray[np.uint8]  # (height, width)
 
+_GREYS: Final = 24  # few enough for a small file, enough for the eye
+_GAP_PX: Final = 3
+_CAPTION_PX: Final = (86, 18)  # beside the rows, above the columns
 
-class Kind(StrEnum):
-    """Which phantom."""
-
-    ILD = "ild"
-    MRNET = "mrnet"
-
-
-def main(
-    kind: Annotated[Kind, typer.Argument()], out: Annotated[Path, typer.Argument(metavar="OUT.png")]
-) -> None:
-    """Generate a small phantom and show some of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        if kind is Kind.ILD:
-            _save(out, _patches(Path(folder) / "phantom"), _hospitals(5), window=_WINDOW_HU)
-        else:
-            columns = ["axial", "", "coronal", "", "sagittal", ""]
-            _save(out, _knees(Path(folder) / "phantom"), columns, window=(0, 255))
+_HEALTHY: Final = Findings(fluid=1.5)
+_KNEES: Final = {
+    "normal": _HEALTHY,
+    "ACL tear": Findings(fluid=1.5, acl=0.9),
+    "meniscal tear": Findings(fluid=1.5, meniscus=0.9),
+    "effusion": Findings(fluid=7.0),
+    "marrow oedema": Findings(fluid=1.5, marrow=0.9),
+}
 
 
-def _patches(folder: Path) -> Grid:
-    """A patch of each pattern (rows) at each hospital (columns)."""
-    write_ild_phantom(folder, IldPhantom(patients=50, seed=_SEED))
-    reader = IldReader(patch_size=64, stride=8, min_share=0.75)
-    rows: dict[str, list[NDArray[np.float32]]] = {name: [] for name in PATTERNS}
-    for hospital in sorted(folder.glob("hospital-*")):
-        first: dict[str, NDArray[np.float32]] = {}
-        for source in reader.find(hospital, tuple(PATTERNS)):
-            for image in reader.decode(source):
-                assert isinstance(image.label, int)
-                first.setdefault(list(PATTERNS)[image.label], image.planes[0][0])
-        for name in PATTERNS:
-            rows[name].append(first.get(name, np.full((64, 64), _WINDOW_HU[0], np.float32)))
-    return {name.replace("_", " "): images for name, images in rows.items()}
-
-
-def _knees(folder: Path) -> Grid:
-    """Exams of several labels (rows): two slices of each plane, at hospitals in turn."""
-    write_mrnet_phantom(folder, MrnetPhantom(exams=100, seed=_SEED))
-    wanted = {
-        "nothing": (0, 0, 0),
-        "abnormal": (1, 0, 0),
-        "acl": (1, 1, 0),
-        "meniscus": (1, 0, 1),
-        "both": (1, 1, 1),
-    }
-    rows: dict[str, Sequence[NDArray[np.float32]]] = {}
-    for (name, labels), hospital in zip(
-        wanted.items(), sorted(folder.glob("hospital-*")), strict=True
-    ):
-        reader = MrnetReader()
-        for source in reader.find(hospital, MRNET_LABELS):
-            (image,) = reader.decode(source)
-            if image.label == labels:
-                rows[name] = [
-                    plane[int(len(plane) * at)] for plane in image.planes for at in (0.42, 0.55)
-                ]
-                break
-    return rows
-
-
-def _hospitals(count: int) -> list[str]:
-    return [f"hospital {number}" for number in range(1, count + 1)]
-
-
-def _save(out: Path, grid: Grid, columns: Sequence[str], *, window: tuple[float, float]) -> None:
-    """One picture: a row a name, a column an image."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        len(grid), len(columns), figsize=(1.1 * len(columns) + 0.9, 1.1 * len(grid) + 0.2)
+def ild_picture() -> Image.Image:
+    """The five patterns at each hospital of the ILD phantom, as patches in the lung window."""
+    size_px, window = 64, IldData().intensity
+    columns: dict[str, dict[str, Grey]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "phantom"
+        phantom = IldPhantom(patients=25, equal_sizes=True)
+        write_ild_phantom(folder, phantom)
+        reader = IldReader(patch_size=size_px // 2, stride=8, min_share=1.0)
+        for hospital in range(1, phantom.hospitals + 1):
+            patches: dict[str, Grey] = {}
+            for source in reader.find(folder / f"hospital-{hospital}", tuple(PATTERNS)):
+                for image in reader.decode(source):
+                    name = list(PATTERNS)[int(np.asarray(image.label))]
+                    share = (image.planes[0][0] - window.low) / (window.high - window.low)
+                    patches.setdefault(name, _resized(share, size_px))
+            columns[f"hospital {hospital}"] = patches
+    return _grid(
+        {name: [patches[name] for patches in columns.values()] for name in PATTERNS}, list(columns)
     )
-    for row, (name, images) in zip(axes, grid.items(), strict=True):
-        for place, pixels in zip(row, images, strict=True):
-            place.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1])
-            place.set_xticks([])
-            place.set_yticks([])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    for place, name in zip(axes[0], columns, strict=True):
-        place.set_title(name, fontsize=8)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(out, dpi=72)
-    plt.close(figure)
+
+
+def mrnet_picture() -> Image.Image:
+    """One knee with and without each finding, in three planes, at three hospitals.
+
+    Of each plane the slice is shown that the finding changes most; without one, the slice in which
+    a torn ACL would be seen.
+    """
+    phantom = MrnetPhantom()
+    rows: dict[str, list[Grey]] = {name: [] for name in _KNEES}
+    columns = []
+    for hospital in (0, 1, 4):
+        exam = Exam(hospital, part=0, kind=list(KINDS).index("acl"), place=0, number=0)
+        knees = {name: volumes(phantom, exam, findings) for name, findings in _KNEES.items()}
+        for plane in PLANES:
+            columns.append(f"{hospital + 1}: {plane}")
+            healthy = knees["normal"][plane].astype(np.int16)
+            for name, knee in knees.items():
+                other = knees["ACL tear"][plane] if name == "normal" else knee[plane]
+                changed = (abs(other - healthy) > 20).sum(axis=(1, 2))
+                shown = knee[plane][int(changed.argmax()), 16:-16, 16:-16]
+                rows[name].append(_resized(shown / 255, 72))
+    return _grid(rows, columns)
+
+
+def _resized(share: NDArray[np.floating], size_px: int) -> Grey:
+    """A square of values 0..1 at another size, in few greys."""
+    greys = (np.clip(share, 0, 1) * 255).astype(np.uint8)
+    resized = Image.fromarray(greys).resize((size_px, size_px), Image.Resampling.LANCZOS)
+    step = 255 / (_GREYS - 1)
+    return (np.rint(np.asarray(resized) / step) * step).astype(np.uint8)
+
+
+def _grid(rows: Mapping[str, Sequence[Grey]], columns: Sequence[str]) -> Image.Image:
+    """Tiles of one size under and beside their captions."""
+    (side, above), (tile, _) = _CAPTION_PX, next(iter(rows.values()))[0].shape
+    step = tile + _GAP_PX
+    picture = Image.new("L", (side + step * len(columns), above + step * len(rows)), 255)
+    write = ImageDraw.Draw(picture)
+    for at, name in enumerate(columns):
+        write.text((side + step * at + tile // 2, above // 2), name, fill=0, anchor="mm")
+    for row, (name, tiles) in enumerate(rows.items()):
+        write.text(
+            (side - 6, above + step * row + tile // 2), name.replace("_", " "), fill=0, anchor="rm"
+        )
+        for at, grey in enumerate(tiles):
+            picture.paste(Image.fromarray(grey), (side + step * at, above + step * row))
+    return picture.quantize(_GREYS + 8)
+
+
+_PICTURES: Final = {"ild": ild_picture, "mrnet": mrnet_picture}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write one picture; 2 and a sentence where the arguments are others."""
+    match arguments:
+        case [name, out] if name in _PICTURES:
+            _PICTURES[name]().save(out, optimize=True)
+            return 0
+    print(f"expected {'|'.join(_PICTURES)} and the name of a .png", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main(sys.argv[1:]))

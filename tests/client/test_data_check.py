@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -320,6 +323,76 @@ def test_a_study_says_what_its_data_are(tiny: Path) -> None:
     assert "none of the study's classes" in checked.refused[0]
 
 
+def test_a_line_without_its_file_hides_nothing(tiny: Path) -> None:
+    """A path that is missing or refused costs its own line: the pictures are read as pictures."""
+    with (tiny / "manifest.csv").open("a") as file:
+        file.write(",nobody-1,north,dark\n../,nobody-2,north,dark\n")
+    checked = check(tiny)
+    assert checked.unreadable == ()
+    assert checked.images_by_class == {"bright": 24, "dark": 24}
+    assert len(checked.refused) == 2
+
+
+def test_volumes_and_pictures_are_each_read_as_what_they_are(cohort: Path) -> None:
+    """A draft may list both before one kind is removed."""
+    picture(cohort / "a.png", 1)
+    checked = check(written(cohort, ["path,patient,label", "1,ann,dark", "a.png,bob,dark"]))
+    assert checked.unreadable == ()
+    assert checked.images_by_class == {"dark": 2}
+
+
+def test_headers_of_two_patients_in_one_contradict(cohort: Path, write_ct: WriteCt) -> None:
+    """The table calls two PatientIDs one patient; a file of each is named."""
+    write_ct(cohort / "1" / "4.dcm", 1, number=4, PatientID="case-9", StudyInstanceUID="2.25.77")
+    checked = check(written(cohort, ["path,patient,label", "1,ann,dark", "2,bob,dark"]))
+    assert [(group.what, group.files) for group in checked.contradictory] == [
+        ("one patient, different headers (PatientID)", ("1/1.dcm", "1/4.dcm"))
+    ]
+
+
+def test_a_column_of_ours_is_passed_over_where_another_stands_for_it(tiny: Path) -> None:
+    """As the reader does: the site's `columns` say which one counts."""
+    lines = (tiny / "manifest.csv").read_text().splitlines()
+    header = lines[0].replace("label", "Befund")
+    more = [f"{header},label", *(f"{line},old" for line in lines[1:])]
+    (tiny / "manifest.csv").write_text("\n".join(more) + "\n")
+    site = tiny / "site.yaml"
+    site.write_text("name: east\ndata: manifest.csv\ncolumns: {label: Befund}\n")
+    assert check(site).images_by_class == {"bright": 8, "dark": 8}
+
+
+def test_what_lies_beside_a_manifest_stops_nothing(
+    tiny: Path, write_ct: WriteCt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that can't be listed is named; of files without a suffix only DICOM are images."""
+    (tiny / "README").write_text("how this was made")
+    write_ct(tiny / "IM0001")
+    (tiny / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Path) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    checked = check(tiny)
+    assert checked.unlisted == ("IM0001",)
+    assert checked.closed == ("closed",)
+    assert not checked.mend
+
+
+def test_a_name_that_is_no_text_is_written_out(tiny: Path) -> None:
+    """Also within the sentences of what can't be read or is refused."""
+    name = b"caf\xe9.csv".decode(errors="surrogateescape")
+    (tiny / "manifest.csv").rename(tiny / name)
+    (tiny / "images" / "north-0-0.png").unlink()
+    assert r"caf\udce9.csv: line 2" in check(tiny / name).text()
+    said = says(tiny / f"{name}.gone")
+    assert (said.exit_code, said.exception.__class__) == (2, SystemExit)
+    assert r"caf\udce9.csv.gone" in said.stderr
+
+
 # The trees.
 
 
@@ -364,8 +437,32 @@ def test_a_slice_of_two_patients_contradicts(ild: Path, tmp_path: Path) -> None:
     assert {group.what for group in checked.contradictory} == {
         "the same pixels, different patients",
         "one DICOM study (StudyInstanceUID), different patients",
+        "one patient, different headers (PatientID)",
     }
     assert [fault.file.rpartition("/")[2] for fault in checked.unreadable] == [mask.name]
+
+
+def test_labels_of_no_class_are_noted(ild: Path, tmp_path: Path) -> None:
+    """A text's label that neither the format nor the site knows leaves its regions out."""
+    shutil.copytree(ild / "hospital-1" / "ILD_DB_txtROIs", tmp_path / "ILD_DB_txtROIs")
+    text = next(iter(sorted(tmp_path.rglob("*.txt"))))
+    first = text.read_text().replace("label: ", "label: odd_", 1)
+    text.write_text(first)
+    odd = re.findall("label: (odd_.*)", first)[0]
+    checked = check(tmp_path)
+    assert [group.what for group in checked.strange_labels] == [f"label: {odd}"]
+    assert f"label: {odd}: ILD_DB_txtROIs/" in checked.text()
+    site = tmp_path / "site.yaml"
+    site.write_text(f"name: a\ndata: .\nlabels: {{{odd}: fibrosis}}\n")
+    assert check(site).strange_labels == ()
+
+
+def test_a_tree_is_known_from_inside(
+    ild: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.` means the tree by its name, as its path does."""
+    monkeypatch.chdir(ild / "hospital-1" / "ILD_DB_txtROIs")
+    assert check(Path()).kind == "ild"
 
 
 def test_mrnet_is_counted_by_label(mrnet: Path, tmp_path: Path) -> None:
@@ -380,6 +477,8 @@ def test_mrnet_is_counted_by_label(mrnet: Path, tmp_path: Path) -> None:
     ]
     assert checked.patients == len(lines)
     assert checked.images_by_class["abnormal"] == sum(label == "1" for _, label in lines)
+    assert f"{len(lines)} exams." in checked.text()
+    assert "patients" not in checked.text().splitlines()[2]
     assert not checked.mend
     first, second, *_ = sorted(tree.glob("*/axial/*.npy"))
     third = next(iter(sorted(tree.glob("*/coronal/*.npy"))))

@@ -99,6 +99,10 @@ def _another_size(folder: Path, write_ct: WriteCt) -> None:
     write_ct(folder / "4.dcm", 1, number=4, Rows=8, Columns=32)
 
 
+def _another_patient(folder: Path, write_ct: WriteCt) -> None:
+    write_ct(folder / "4.dcm", 1, number=4, PatientID="case-9")
+
+
 def _twice_at_one_place(folder: Path, write_ct: WriteCt) -> None:
     write_ct(folder / "4.dcm", 1, number=3)
 
@@ -117,7 +121,10 @@ def _a_folder(folder: Path, write_ct: WriteCt) -> None:
 
 @pytest.mark.parametrize(
     "breaks",
-    [_another_series, _another_size, _twice_at_one_place, _a_stray, _a_picture, _a_folder],
+    [
+        *(_another_series, _another_size, _another_patient, _twice_at_one_place),
+        *(_a_stray, _a_picture, _a_folder),
+    ],
 )
 def test_what_is_no_volume_is_listed_by_files(
     exported: Path, write_ct: WriteCt, breaks: Callable[[Path, WriteCt], None]
@@ -131,6 +138,17 @@ def test_what_is_no_volume_is_listed_by_files(
     assert {"1/1.dcm", "1/2.dcm", "1/3.dcm"} <= set(paths)
     assert "1" not in paths
     assert "remove the lines of one kind" in result.text()
+
+
+def test_the_manifest_s_own_folder_is_no_volume(exported: Path) -> None:
+    """Slices directly in DIR are files beside the table, and a volume for a table above it."""
+    result = drafted(exported / "1")
+    assert [line["path"] for line in lines_of(result.table)] == ["1.dcm", "2.dcm", "3.dcm"]
+    assert "name --out in the folder above" in result.text()
+    assert filled_in(result.table, volumes=False) == [(1, 16, 16)] * 3
+    result.table.unlink()
+    above = draft(exported / "1", exported / "manifest.csv")
+    assert filled_in(above.table, volumes=True) == [(3, 16, 16)]
 
 
 def test_a_folder_of_x_rays_is_no_volume(tmp_path: Path, write_ct: WriteCt) -> None:
@@ -162,7 +180,7 @@ def test_a_patient_without_a_number_is_left_to_fill_in(exported: Path, write_ct:
         write_ct(exported / "3" / f"{number}.dcm", 3, number=number, PatientID="")
     result = drafted(exported)
     assert result.without_patient == 1
-    assert "1 lines have no patient" in result.text()
+    assert "1 line without a patient" in result.text()
 
 
 @pytest.mark.parametrize(
@@ -207,6 +225,13 @@ def test_what_is_left_out_is_named(exported: Path, write_ct: WriteCt) -> None:
     assert "Left out (5):" in result.text()
 
 
+def test_names_that_are_no_text_can_be_told(exported: Path, tmp_path: Path) -> None:
+    """A folder whose name no terminal shows is written out."""
+    folder = tmp_path / b"caf\xe9".decode(errors="surrogateescape")
+    exported.rename(folder)
+    assert r"caf\udce9/manifest.csv: 2 lines" in drafted(folder).text()
+
+
 def test_a_manifest_is_never_overwritten(exported: Path) -> None:
     """Exit code 2, and the table that people filled in stays as it is."""
     (exported / "manifest.csv").write_text("mine")
@@ -223,7 +248,8 @@ def test_the_command_writes_a_draft(exported: Path) -> None:
     said = CliRunner().invoke(fedward.app, [*arguments, "--out", str(exported / "draft.csv")])
     assert said.exit_code == 0, said.stderr
     assert "6 lines of 2 patients" in said.stdout
-    assert "6 lines have no label" in said.stdout
+    assert "6 lines without a label" in said.stdout
+    assert "Paths keep the names of folders" in said.stdout
     assert len(lines_of(exported / "draft.csv")) == 6
 
 

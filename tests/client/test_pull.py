@@ -69,7 +69,8 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 @cache
 def ct_file(uid: str, *, patient: str = "case-1", series: str = "2.1.1", **more: Any) -> bytes:
-    """A small CT slice that names nobody, as a DICOM file; `more` sets attributes by keyword.
+    """A small CT slice that names nobody, as a DICOM file; `more` sets attributes by keyword
+    or, with None, removes them.
 
     Its study is the series' UID less its last part.
     """
@@ -88,7 +89,10 @@ def ct_file(uid: str, *, patient: str = "case-1", series: str = "2.1.1", **more:
     pixels = np.random.default_rng(len(uid)).integers(0, 2000, (16, 16), dtype=np.uint16)
     header.PixelData = pixels.tobytes()
     for keyword, value in more.items():
-        setattr(header, keyword, value)
+        if value is None:
+            delattr(header, keyword)
+        else:
+            setattr(header, keyword, value)
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header.file_meta.MediaStorageSOPClassUID = CTImageStorage
@@ -442,6 +446,15 @@ def test_a_series_that_grew_is_told(cohort: Pacs, tmp_path: Path) -> None:
     assert run(cohort, tmp_path / "out").grown == 1
 
 
+def test_a_file_in_the_way_is_bad_input(cohort: Pacs, tmp_path: Path) -> None:
+    """--out names a folder: exit code 2, and the file stays."""
+    (tmp_path / "out").write_text("mine")
+    said = command(cohort, tmp_path / "out")
+    assert said.exit_code == 2
+    assert "a file is in the way" in said.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_table_that_is_no_manifest_is_refused_first(cohort: Pacs, tmp_path: Path) -> None:
     """A manifest.csv without its columns is refused before anything is fetched."""
     (tmp_path / "manifest.csv").write_text("path;patient;site;label\n")
@@ -613,13 +626,14 @@ def test_what_tells_who_the_patient_is_is_not_kept(cohort: Pacs, tmp_path: Path)
 
 
 def test_a_refused_series_comes_once_it_is_mended(cohort: Pacs, tmp_path: Path) -> None:
-    """After the PACS was mended the same command fetches what was refused, and that alone."""
+    """After the PACS was mended the same command fetches the refused series, and that alone."""
     cohort.add("1.1.1.2", series="1.1.1", StudyDate="20200105", PatientName="Doe^Jane")
     assert run(cohort, tmp_path / "out").refused_series == 1
+    assert not list((tmp_path / "out" / ".pull").rglob("*.dcm")), "what one tells, others may"
     cohort.add("1.1.1.2", series="1.1.1", StudyDate="20200105")
     cohort.retrieved.clear()
     assert run(cohort, tmp_path / "out").whole == 3
-    assert cohort.retrieved == ["1.1.1.2"]
+    assert sorted(cohort.retrieved) == ["1.1.1.1", "1.1.1.2"]
 
 
 def test_a_series_of_two_patients_is_not_kept(cohort: Pacs, tmp_path: Path) -> None:
@@ -632,8 +646,18 @@ def test_a_series_of_two_patients_is_not_kept(cohort: Pacs, tmp_path: Path) -> N
 
 def test_a_file_without_pixels_is_not_kept(cohort: Pacs, tmp_path: Path) -> None:
     """A report among the images costs its series, with a word."""
-    cohort.add("2.1.1.3", series="2.1.1", patient="case-2", StudyDate="20200106", Rows=None)
+    cohort.add(
+        "2.1.1.3", series="2.1.1", patient="case-2", StudyDate="20200106", Rows=None, PixelData=None
+    )
     assert "a file without pixels (1)" in run(cohort, tmp_path / "out").failure()
+
+
+def test_pixels_that_nobody_could_look_at_are_not_kept(cohort: Pacs, tmp_path: Path) -> None:
+    """They may show a name: a series with pixels that can't be decoded is refused."""
+    cohort.add("4.1.1.1", series="4.1.1", patient="case-4", PixelData=b"", StudyDate="20200107")
+    result = run(cohort, tmp_path / "out")
+    assert (result.whole, result.refused_series) == (3, 1)
+    assert "pixels that can't be decoded (1)" in result.failure()
 
 
 def test_a_series_without_a_patient_is_left_to_a_person(cohort: Pacs, tmp_path: Path) -> None:

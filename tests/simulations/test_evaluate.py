@@ -14,7 +14,15 @@ import pytest
 import simulations
 from client.cohort import open_cohort
 from common.compute import find_device
-from common.config import IldData, ManifestData, MrnetData, Privacy, Study, load_study
+from common.config import (
+    IldData,
+    ManifestData,
+    MrnetData,
+    Privacy,
+    Simulation,
+    Study,
+    load_study,
+)
 from common.errors import BadData, BadInput
 from common.models import pack, save, study_model
 from simulations.evaluate import (
@@ -191,6 +199,20 @@ def test_new_patients_are_scored_by_a_run_of_one_split(
     assert scored.who == said
 
 
+def test_a_divided_run_is_scored_on_its_test_patients(
+    tmp_path: Path, write_tiny: Callable[..., Path]
+) -> None:
+    """The run's own division is made again: nobody whom its model saw passes for a stranger."""
+    folder = write_tiny(tmp_path / "tiny")
+    divided = ["simulation.partition.by=column", "simulation.partition.column=sex"]
+    study = load_study(folder / "study.yaml", [*divided, "training.rounds=1"])
+    run = simulations.run(study, out=folder / "run", baselines=False)
+    (scored,) = evaluate_models([folder / "run"], data=folder / "manifest.csv")
+    assert scored.predictions.site_names == ("F", "M")
+    assert len(scored.predictions) == len(run.predictions["federated"]) < 48
+    assert scored.who == TEST_PATIENTS.format(unit="patient")
+
+
 def test_new_patients_belong_to_no_fold(
     folds: Path, tmp_path: Path, write_tiny: Callable[..., Path]
 ) -> None:
@@ -268,26 +290,25 @@ def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path) -> None:
 
 def test_images_of_another_kind_are_prepared_as_the_models_own(tmp_path: Path) -> None:
     """A manifest's images get the steps of the model's study; a folder holds its kind of trees."""
-    ild = IldData(image_size_px=48, preprocessing=("clahe",), folds=3)
+    own = IldData(image_size_px=48, preprocessing=("clahe",), folds=3)
+    study = Study(classes=("a", "b"), data=own, privacy=Privacy(enabled=True))
+    found = _with_data(study, tmp_path / "manifest.csv", Simulation())
+    assert found.data == ManifestData(
+        image_size_px=48, intensity=own.intensity, preprocessing=("clahe",)
+    )
+    assert Study.model_validate_json(found.model_dump_json()) == found  # a study that is valid
+    trees = _with_data(study, tmp_path, Simulation())
+    assert trees.data == own.model_copy(update={"folds": None})
+
+
+def test_knees_are_scored_on_their_own_kind_of_tree(tmp_path: Path) -> None:
+    """A manifest says nothing of the crop that an MRNet model was trained with."""
     knees = MrnetData(read_planes=("axial",), slices=5)
-    for own, manifest in (
-        (
-            ild,
-            ManifestData(image_size_px=48, intensity=ild.intensity, preprocessing=("clahe",)),
-        ),
-        (knees, ManifestData(image_size_px=96, preprocessing=("min-max",), slices=5)),
-    ):
-        task, unit = ("multi-label", "exam") if own is knees else ("multi-class", "patient")
-        study = Study(
-            task=task,
-            classes=("acl", "meniscus"),
-            data=own,
-            privacy=Privacy(enabled=True, unit=unit),
-        )
-        found = _with_data(study, tmp_path / "manifest.csv")
-        assert found.data == manifest
-        assert Study.model_validate_json(found.model_dump_json()) == found  # a study that is valid
-        assert _with_data(study, tmp_path).data == own.model_copy(update={"folds": None})
+    study = Study(task="multi-label", classes=("acl",), data=knees)
+    with pytest.raises(BadInput, match="a folder of mrnet trees was expected"):
+        _with_data(study, tmp_path / "manifest.csv", Simulation())
+    trees = _with_data(study, tmp_path, Simulation())
+    assert trees.data == knees
 
 
 def test_data_of_another_kind_are_refused(finished: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ MAX_INFLATED = 2**27  # bytes of a deflated data set; more is a bomb, not an ima
 MAX_READS = 500_000  # of an inflated data set: two or three an element
 PIXEL_DATA = 0x7FE00010
 _START_BYTES = 2**15  # most headers are shorter
+_PREAMBLE, _PREFIX_END = 128, 132  # bytes
 
 # The kinds of exception that pydicom and its decoders raise on files cut, flipped or made up.
 FAULTS = (
@@ -62,6 +63,8 @@ class Header:
     """What one file says of itself; asking for what it doesn't say raises BadData by name."""
 
     name: str  # of the file, for messages
+    preamble: bytes  # 128, before the prefix DICM
+    meta: Dataset  # group 0002
     syntax: UID  # (0002,0010)
     data: Dataset
 
@@ -161,7 +164,7 @@ def is_dicom(path: Path) -> bool:
     """Whether `path` begins as DICOM files do (PS3.10 7.1); BadData where it can't be opened."""
     try:
         with path.open("rb") as file:
-            return _at_data_set(file)
+            return _is_prefixed(file.read(_PREFIX_END))
     except OSError:
         raise BadData(f"{path.name}: the file can't be opened; check its permissions.") from None
 
@@ -230,7 +233,8 @@ def _whole(name: str, file: BinaryIO, only: Collection[int], last: int) -> Heade
 
 
 def _parse(name: str, source: BinaryIO, only: Collection[int], stop: Callable[..., bool]) -> Header:
-    if not _at_data_set(source):
+    start = source.read(_PREFIX_END)
+    if not _is_prefixed(start):
         raise ValueError
     meta = read_dataset(source, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
     syntax = UID(str(meta.get("TransferSyntaxUID")))
@@ -245,11 +249,11 @@ def _parse(name: str, source: BinaryIO, only: Collection[int], stop: Callable[..
         stop_when=stop,
         specific_tags=list(only),
     )
-    return Header(name, syntax, data)
+    return Header(name, start[:_PREAMBLE], meta, syntax, data)
 
 
-def _at_data_set(file: BinaryIO) -> bool:
-    return file.read(132)[128:] == b"DICM"
+def _is_prefixed(start: bytes) -> bool:
+    return start[_PREAMBLE:] == b"DICM"
 
 
 def _inflated(file: BinaryIO) -> BinaryIO:

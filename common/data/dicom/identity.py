@@ -12,6 +12,12 @@ sight. What it decides:
 - What an option kept, as DeidentificationMethodCodeSequence (0012,0064) declares it, is only noted:
   dates (113106, 113107), UIDs (113110), safe private elements (113111).
 - A sequence that the profile lists is one finding; any other is searched.
+- The profile passes over what PS3.10 puts before the data set, but names travel there too. The
+  preamble and the file meta's private information may hold anything, as private elements may; no
+  option speaks of them, so none excuses them. A preamble of zeros, or of a TIFF header and zeros
+  (PS3.10 7.1), is none. Application entities' titles and addresses stand in most files and tell of
+  a program or a machine, seldom of a person: they are only noted. MediaStorageSOPInstanceUID
+  repeats SOPInstanceUID and isn't noted twice.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from common.data.dicom.burned_in import shows_text
-from common.data.dicom.header import Header, opened
+from common.data.dicom.header import Header, opened, tags
 from common.data.dicom.pixels import grey_frames
 from common.data.dicom.profile import UIDS, is_identifying
 from common.data.dicom.stored import Stored, stored_pixels
@@ -66,14 +72,23 @@ _DUMMY = re.compile(
 )
 # Ultrasound, screen captures, film, endoscopes and the like write into the picture by habit.
 _WRITES_INTO_PIXELS = frozenset({"ES", "GM", "HC", "OT", "RF", "SC", "US", "XA", "XC"})
-_CAPTURE_CLASS = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture and its multi-frame sisters
+_CAPTURE_CLASS = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture; multi-frame: .1 and so on
+
+_TITLES = tags(
+    "SourceApplicationEntityTitle", "SendingApplicationEntityTitle",
+    "ReceivingApplicationEntityTitle", "SourcePresentationAddress",
+    "SendingPresentationAddress", "ReceivingPresentationAddress",
+)  # fmt: skip
+_PRIVATE_INFORMATION = tags("PrivateInformationCreatorUID", "PrivateInformation")
+_PLAIN_PREAMBLE = re.compile(rb"((II\*\0|MM\0\*).{4})?\0*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
     """One thing about a file that should be mended, or noted; never its value."""
 
-    keyword: str  # or (gggg,eeee) where the dictionary has none; (gggg,xxxx) of private elements
+    # Or (gggg,eeee) where the dictionary has none, (gggg,xxxx) of private elements, FilePreamble.
+    keyword: str
     kind: Kind
     level: Literal["mend", "note"]
     why: str  # and what to do
@@ -94,7 +109,24 @@ def identity_findings(path: Path) -> tuple[Finding, ...]:
                 continue
             noted = kind == "uid" or kind in retained or _is_pseudonym(tag, element, pseudonym)
             found.add(Finding(_name(tag), kind, "note" if noted else "mend", WHY[kind]))
-        return tuple(sorted(found | set(_burned_in(header))))
+        return tuple(sorted(found | set(_before_data_set(header)) | set(_burned_in(header))))
+
+
+def _before_data_set(header: Header) -> Iterator[Finding]:
+    """Findings in the preamble and the file meta (PS3.10 7.1)."""
+    if not _PLAIN_PREAMBLE.fullmatch(header.preamble):
+        why = "The file's first 128 bytes may hold anything: fill them with zeros."
+        yield Finding("FilePreamble", "private", "mend", why)
+    for element in header.meta.values():
+        tag = int(element.tag)
+        if _says_nothing(element):
+            continue
+        if tag in _PRIVATE_INFORMATION:
+            why = "The file meta's private information may hold anything: delete it."
+            yield Finding(_name(tag), "private", "mend", why)
+        elif tag in _TITLES:
+            why = "It tells where the file came from or went: make sure that it names no person."
+            yield Finding(_name(tag), "identifying", "note", why)
 
 
 def _elements(header: Header) -> Iterator[tuple[int, Element]]:
@@ -168,9 +200,9 @@ def _burned_in(header: Header) -> Iterator[Finding]:
     if "PixelData" not in header.data:
         return
     declared = header.text("BurnedInAnnotation")
-    suspect = header.text("Modality") in _WRITES_INTO_PIXELS or header.text(
-        "SOPClassUID"
-    ).startswith(_CAPTURE_CLASS)
+    # With the dot, or 1.1.77 (visible light, eyes, whole slides) would count as captures too.
+    is_capture = f"{header.text('SOPClassUID')}.".startswith(f"{_CAPTURE_CLASS}.")
+    suspect = is_capture or header.text("Modality") in _WRITES_INTO_PIXELS
     if declared == "YES" or (declared != "NO" and suspect):
         yield Finding("BurnedInAnnotation", "burned-in", "mend", WHY["burned-in"])
     try:

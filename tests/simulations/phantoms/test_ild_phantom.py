@@ -152,7 +152,7 @@ def test_headers_are_fictitious_and_complete(small: Path) -> None:
 
 
 def test_no_two_files_share_an_instance_uid(small: Path) -> None:
-    """Every slice and mask has a SOPInstanceUID of its own; the three trees' slices are the same."""
+    """Every slice and mask has a SOPInstanceUID of its own; the trees share their slices."""
     uids: dict[str, set[str]] = {}
     for file in small.rglob("*.dcm"):
         uid = pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID

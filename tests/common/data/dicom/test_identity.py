@@ -28,8 +28,10 @@ def file(path: Path, *, implicit: bool = False, **attributes: object) -> Path:
     return saved(path, data, implicit=implicit)
 
 
-def saved(path: Path, data: Dataset, *, implicit: bool = False) -> Path:
-    data.file_meta = FileMetaDataset()
+def saved(
+    path: Path, data: Dataset, *, implicit: bool = False, meta: FileMetaDataset | None = None
+) -> Path:
+    data.file_meta = meta or FileMetaDataset()
     data.file_meta.TransferSyntaxUID = (
         ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     )
@@ -168,6 +170,59 @@ def test_what_a_declared_option_kept_is_only_noted(tmp_path: Path, code: str, no
     assert {one.kind for one in findings if one.level == "mend"} == {"private", "date"} - {noted}
 
 
+def test_the_file_meta_is_searched(tmp_path: Path) -> None:
+    """Private information must be mended, whatever is declared; titles and addresses are noted."""
+    meta = FileMetaDataset()
+    meta.SourceApplicationEntityTitle = SECRET
+    meta.SendingApplicationEntityTitle = "ANONYMOUS"
+    meta.ReceivingPresentationAddress = "dicom://Tell"
+    meta.PrivateInformationCreatorUID = UID("1.2.77")
+    meta.PrivateInformation = SECRET.encode()
+    declared = item(DeidentificationMethodCodeSequence=[item(CodeValue="113111")])
+    findings = identity_findings(saved(tmp_path / "a.dcm", declared, meta=meta))
+    assert [(one.keyword, one.kind, one.level) for one in findings] == [
+        ("PrivateInformation", "private", "mend"),
+        ("PrivateInformationCreatorUID", "private", "mend"),
+        ("ReceivingPresentationAddress", "identifying", "note"),
+        ("SourceApplicationEntityTitle", "identifying", "note"),
+    ]
+    assert not any(value in repr(findings) for value in ("Tell", "1.2.77", "dicom:"))
+
+
+@pytest.mark.parametrize(
+    ("preamble", "expected"),
+    [(b"", False), (b"II*\0\x74\x14\x0e\0", False), (b"MM\0*\0\x0e\x14\x74", False),
+     (SECRET.encode(), True), (b"II*\0\x74\x14\x0e\0" + SECRET.encode(), True),
+     (b"\0" * 120 + SECRET.encode()[:8], True)],
+)  # fmt: skip
+def test_the_preamble_is_searched(tmp_path: Path, preamble: bytes, expected: bool) -> None:
+    """Zeros and a TIFF header say nothing; anything else before the prefix must be mended."""
+    path = file(tmp_path / "a.dcm", Modality="MR")
+    path.write_bytes(preamble.ljust(128, b"\0") + path.read_bytes()[128:])
+    assert mends(path) == ({("FilePreamble", "private")} if expected else set())
+    assert "Tell" not in repr(identity_findings(path))
+
+
+def test_what_real_files_have_before_the_data_set(shared_data: Path) -> None:
+    """Of five real folders' file meta only titles are noted; one scanner writes a preamble."""
+    told = {"FilePreamble", "PrivateInformation", "PrivateInformationCreatorUID"}
+    found = {
+        folder.name: {
+            one.keyword
+            for one in identity_findings(next(p for p in folder.iterdir() if p.name != "DIRFILE"))
+            if one.keyword in told or one.keyword.endswith("EntityTitle")
+        }
+        for folder in (shared_data / "dicom").iterdir()
+    }
+    assert found == {
+        "ct_ge": {"SourceApplicationEntityTitle"},
+        "ct_philips": {"SourceApplicationEntityTitle"},
+        "mr_ge": {"FilePreamble"},
+        "mr_philips": set(),
+        "mr_siemens": {"SourceApplicationEntityTitle"},
+    }
+
+
 def test_overlays_and_curves_are_found(tmp_path: Path) -> None:
     """Repeating groups, that may hold drawn text, are told by their tags."""
     data = item(Rows=1)
@@ -200,6 +255,18 @@ def test_burned_in_text_is_suspected_by_attribute(
     if declared:
         attributes["BurnedInAnnotation"] = declared
     path = picture_file(tmp_path / "a.dcm", np.zeros((8, 8)), **attributes)
+    assert (("BurnedInAnnotation", "burned-in") in mends(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"), [("7", True), ("7.2", True), ("77.1.6", False), ("2", False)]
+)
+def test_captures_are_told_from_visible_light(tmp_path: Path, ending: str, expected: bool) -> None:
+    """Secondary captures may carry text; whole slides, whose class begins alike, need not."""
+    path = picture_file(
+        tmp_path / "a.dcm", np.zeros((8, 8)), Modality="SM",
+        SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{ending}",
+    )  # fmt: skip
     assert (("BurnedInAnnotation", "burned-in") in mends(path)) == expected
 
 
