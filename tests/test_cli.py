@@ -252,6 +252,11 @@ BAD_INPUT: dict[str, tuple[Break, tuple[str, ...], tuple[str, ...]]] = {
         ("data", "phantom", "ild", "out", "--hospitals", "0"),
         ("--hospitals", "x>=1"),
     ),
+    "phantom of one exam": (
+        fine,
+        ("data", "phantom", "mrnet", "out", "--patients", "1"),
+        ("data phantom", "exams", "equal to 2", "1"),
+    ),
     "unknown phantom": (fine, ("data", "phantom", "mri", "out"), ("ild", "mri")),
     "phantom over other files": (fine, ("data", "phantom", "ild", "images"), ("images", "empty")),
     "data to check that are not there": (

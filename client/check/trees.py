@@ -57,9 +57,9 @@ def find_ild(data: Path, study: Study | None, settings_of: SettingsOf) -> Found:
                 if keeps(settings, patient, site):
                     images = [path for path in files if path.suffix.lower() != ".txt"]
                     owners |= dict.fromkeys(images, Owner(patient, site, part=name))
-                    for label, text in _labels_in(files if name == TEXTS else ()):
-                        if _singular(label) not in map(_singular, known):
-                            strange[label].append(text)
+                    for said, text in _labels_in(files if name == TEXTS else ()):
+                        if _singular(said) not in map(_singular, known):
+                            strange[said].append(text)
                     masks += [*masks_among(files, "roi_mask"), *masks_among(files, "lung_mask")]
         several = len(set(TREES.values()) & set(trees)) > 1
         for regions, name in TREES.items():
