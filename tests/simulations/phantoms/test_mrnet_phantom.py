@@ -338,17 +338,17 @@ def test_no_single_number_tells_the_label() -> None:
 
 
 @pytest.mark.parametrize(
-    ("findings", "planes"),
+    "findings",
     [
-        (Findings(fluid=1.5, acl=0.7), PLANES),
-        (Findings(fluid=1.5, meniscus=0.7), PLANES),
-        (Findings(fluid=6.0), PLANES),
-        (Findings(fluid=1.5, marrow=0.7), PLANES),
-        (Findings(fluid=1.5, cartilage=0.7), PLANES),
+        Findings(fluid=1.5, acl=0.7),
+        Findings(fluid=1.5, meniscus=0.7),
+        Findings(fluid=6.0),
+        Findings(fluid=1.5, marrow=0.7),
+        Findings(fluid=1.5, cartilage=0.7),
     ],
     ids=["acl", "meniscus", "effusion", "marrow", "cartilage"],
 )
-def test_a_lesion_is_local_and_spans_slices(findings: Findings, planes: tuple[str, ...]) -> None:
+def test_a_lesion_is_local_and_spans_slices(findings: Findings) -> None:
     """The same knee without it differs in few voxels, but in several slices of each plane."""
     exam = Exam(hospital=0, part=0, kind=3, place=0, number=0)
     whole = volumes(SMALL, exam, Findings(fluid=1.5))
