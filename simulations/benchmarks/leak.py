@@ -26,7 +26,7 @@ STUDY = Path(__file__).parents[1] / "studies" / "ild.yaml"
 def measure() -> dict[str, object]:
     """Macro AUROC of both kinds of folds with intervals by patients, and their difference."""
     settle()
-    study = load_study(STUDY, [f"data.folds={FOLDS}", "training.rounds=30"])
+    study = load_study(STUDY, [f"data.folds={FOLDS}", "training.rounds=15"])
     cohorts = open_cohorts(study, simulated_sites(study))
     generator = np.random.default_rng(study.seed)
     leaking = {
