@@ -117,5 +117,5 @@ def test_a_model_of_three_planes_needs_their_trees(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save(path, pack(study_model(study)), study=study, fold=0, privacy={"sentence": "none"})
     (tmp_path / "manifest.csv").write_text("path,patient\n")
-    with pytest.raises(BadInput, match=r"folder of mrnet trees was expected.*3 volumes"):
+    with pytest.raises(BadInput, match=r"folder of mrnet trees was expected.*several volumes"):
         evaluate_models([path], data=tmp_path / "manifest.csv")
