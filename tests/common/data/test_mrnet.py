@@ -79,14 +79,17 @@ def undecodable(path: Path) -> str:
 
 def test_each_exam_is_one_source(tmp_path: Path) -> None:
     """An exam is its own unit, with one file a plane and a 0 or 1 for each class, by id."""
-    root = tree(tmp_path, train="0009:000 0007:101", valid="1130:111")
+    root = tree(tmp_path, train="0009:000 0007:101 0010:100 0003:110 0008:010", valid="1130:111")
     sources = MrnetReader().find(root, LABELS)
     assert [(s.patient, s.detail, s.site, s.side) for s in sources] == [
+        ("0003", (1, 1, 0), None, ""),
         ("0007", (1, 0, 1), None, ""),
+        ("0008", (0, 1, 0), None, ""),
         ("0009", (0, 0, 0), None, ""),
+        ("0010", (1, 0, 0), None, ""),
         ("1130", (1, 1, 1), None, ""),
     ]
-    assert sources[0].paths == tuple(root / "train" / plane / "0007.npy" for plane in PLANES)
+    assert sources[1].paths == tuple(root / "train" / plane / "0007.npy" for plane in PLANES)
 
 
 def test_the_tree_is_found_by_its_name(tmp_path: Path) -> None:
