@@ -28,7 +28,6 @@ from common.privacy.randomness import RoundSecret
 from common.privacy.sampling import poisson_batches
 
 C = 0.1
-ROUNDING = 1 + 2e-6  # of float32 sums; see `private_steps`
 CPU = torch.device("cpu")
 STEPS = 3
 LOSS = nn.CrossEntropyLoss(reduction="none")
@@ -108,12 +107,16 @@ def sides(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "augmentation",
-    [Augmentation(), Augmentation(rotation_deg=30, flips=("horizontal",), noise=0.1, cutout=0.3)],
+    ("augmentation", "rounding"),
+    [
+        (Augmentation(), 1e-6),
+        # Measured 1.05e-6, as sums are in 32 bits; see `private_steps`.
+        (Augmentation(rotation_deg=30, flips=("horizontal",), noise=0.1, cutout=0.3), 2e-6),
+    ],
     ids=["plain", "augmented"],
 )
 def test_removing_any_patient_moves_the_clipped_sum_by_at_most_its_bound(
-    folder: Path, augmentation: Augmentation
+    folder: Path, augmentation: Augmentation, rounding: float
 ) -> None:
     """For every patient in turn and every step; and nobody else changes sides."""
     everybody, before = sides(folder), sums(folder, augmentation)
@@ -126,11 +129,11 @@ def test_removing_any_patient_moves_the_clipped_sum_by_at_most_its_bound(
         after = sums(left, augmentation)
         moves[key] = [float((a - b).norm()) for a, b in zip(before, after, strict=True)]
     largest = {key: max(norms) for key, norms in moves.items()}
-    assert max(largest.values()) <= C * ROUNDING
+    assert max(largest.values()) <= C * (1 + rounding)
     trained = {key for key, side in everybody.items() if side == 1}
     assert 0 < len(trained) < PATIENTS
     for key, norm in largest.items():  # the bound is met, and whoever is tested moves nothing
-        assert norm == (pytest.approx(C, rel=2e-6) if key in trained else 0)
+        assert norm == (pytest.approx(C, rel=rounding) if key in trained else 0)
 
 
 def test_clipping_image_by_image_would_break_it(folder: Path) -> None:

@@ -95,7 +95,7 @@ def test_every_problem_is_told_at_once() -> None:
         (
             "classes",
             ["a"],
-            "`classes` must be a list of at least 2 (or set `task: multi-label`); got",
+            "`classes` must be a list of at least 2 (or set `task: multi-label`); got a list of 1.",
         ),
         ("classes", ["a", "a"], "`classes` must be names that differ from one another."),
         ("classes", ["a", " b"], "`classes.1` must be text on one line without blanks around it"),

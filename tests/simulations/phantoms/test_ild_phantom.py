@@ -130,6 +130,7 @@ def test_every_patient_has_several_regions_and_a_slice_without(small: Path) -> N
     """Each patient has two regions on every slice but one, and more than one pattern."""
     for folder in patients_of(small, 1):
         (text,) = folder.glob("*.txt")
+        assert re.fullmatch(r"(CT-INSPIRIUM|Tho)-\d{4}\.txt", text.name)
         slices = re.findall(r"slice_number: (\d+)", text.read_text())
         assert sorted(slices.count(number) for number in "123") == [0, 2, 2]
         assert len(set(re.findall(r"label: (\w+)", text.read_text()))) >= 2
