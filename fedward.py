@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +30,14 @@ privacy_app = typer.Typer(
     help="Differential privacy: what a study costs each hospital.", no_args_is_help=True
 )
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+ledger_app = typer.Typer(
+    help="A site's ledger: what its patients have lost; stays at the site.", no_args_is_help=True
+)
+site_app = typer.Typer(help="A hospital's side: what it allows, what left.", no_args_is_help=True)
 app.add_typer(privacy_app, name="privacy")
+privacy_app.add_typer(ledger_app, name="ledger")
 app.add_typer(data_app, name="data")
+app.add_typer(site_app, name="site")
 
 StudyName = Annotated[
     str,
@@ -44,6 +51,7 @@ DataPath = Annotated[
     Path | None,
     typer.Option("--data", metavar="PATH", help="The images: a manifest.csv, ILD or MRNet trees."),
 ]
+SitePath = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The hospital's own file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -120,6 +128,59 @@ def evaluate(
             write(out, scored)
 
 
+@app.command("models")
+def list_models(
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Also take a training step of each on this machine.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the models, what each is for and what it costs under privacy."""
+    with _edge():
+        if not probe:
+            from common.catalogue import CATALOGUE, text
+
+            lines = {name: model.as_json() for name, model in CATALOGUE.items()}
+            typer.echo(_json(lines) if as_json else text())
+            return
+        from simulations import probe as probing
+
+        with _counting("steps") as count:
+            probes = probing.probe_models(on_step=count)
+        lines = {one.name: one.as_json() for one in probes}
+        typer.echo(_json(lines) if as_json else probing.text(probes))
+
+
+@app.command()
+def server(
+    study: StudyName,
+    federation: Annotated[
+        Path,
+        typer.Option("--federation", metavar="FILE", help="federation.yaml: sites, address, keys."),
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run directory; the same one again goes on there."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Without --out: go on with the last run in runs/.")
+    ] = False,
+) -> None:
+    """Run a study with the hospitals of a federation, over the network."""
+    with _edge():
+        loaded = _study(study, list(overrides or []), None)
+        folder = out or _new_folder(loaded.name, resume=resume)
+        with _stoppable(), _edge(hint=f"Go on with the same command and --out {folder}."):
+            from server.serve import serve
+            from simulations.progress import shown
+            from simulations.statements import round_note
+
+            with shown(quiet=False, note=round_note(loaded)):
+                serve(loaded, federation, out=folder)
+        typer.echo(f"Numbers: {folder / 'result.json'}")
+
+
 @privacy_app.command("plan")
 def privacy_plan(
     study: StudyName,
@@ -134,6 +195,56 @@ def privacy_plan(
 
         planned = plan_study(loaded)
         typer.echo(_json(planned.as_json()) if as_json else planned.text())
+
+
+@ledger_app.command("show")
+def ledger_show(site: SitePath, as_json: AsJson = False) -> None:
+    """Show by study what the worst-off patient has lost, and what is left of the budget."""
+    with _edge():
+        from client.ledger_commands import show
+        from common.config import load_site
+
+        shown = show(load_site(site))
+        typer.echo(_json(shown.as_json()) if as_json else shown.text())
+
+
+@ledger_app.command("verify")
+def ledger_verify(
+    site: SitePath,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="COUNT:HASH", help="What somebody remembers; beside the receipts."),
+    ] = None,
+) -> None:
+    """Look for anything that was changed, torn, cut off or put back; exit code 1 if so."""
+    with _edge():
+        from client.ledger_commands import verify
+        from common.config import load_site
+
+        typer.echo(f"The ledger is whole; its head is {verify(load_site(site), head)}")
+
+
+@ledger_app.command("restore")
+def ledger_restore(
+    site: SitePath,
+    studies: Annotated[
+        list[Path],
+        typer.Option(
+            "--study", metavar="STUDY.yaml", help="Every study that is approved; repeatable."
+        ),
+    ],
+) -> None:
+    """Go on from a backup, or with a new ledger: charges all of every approved study first.
+
+    What was spent since the backup is unknown, but at most that. Each use charges it again.
+    """
+    with _edge():
+        from client.ledger_commands import restore
+        from common.config import load_site, load_study
+
+        loaded = [load_study(path) for path in studies]
+        head = restore(load_site(site), loaded)
+        typer.echo(f"Studies charged whole: {len(loaded)}. The ledger's head is {head}")
 
 
 @data_app.command("phantom")
@@ -342,22 +453,117 @@ def data_prune(
             raise typer.Exit(1)
 
 
+StudyHash = Annotated[
+    str,
+    typer.Argument(metavar="HASH", help="The study's hash, or its first 8 or more digits."),
+]
+
+
+@site_app.command("run")
+def site_run(site: SitePath) -> None:
+    """Take part in the federation's studies until stopped (Ctrl-C, SIGTERM)."""
+    with _edge(), _stoppable():
+        from client.app import app as client_app
+        from client.link import run_site
+        from common.config import load_site
+        from simulations.progress import shown
+
+        with shown(quiet=False):
+            try:
+                run_site(load_site(site), client_app)
+            except KeyboardInterrupt:
+                typer.echo("Stopped. The same command goes on.", err=True)
+
+
+@site_app.command("status")
+def site_status(site: SitePath, as_json: AsJson = False) -> None:
+    """Show every study that a server has asked for: what it would mean, and what was decided."""
+    with _edge():
+        from client.approval import seen_studies
+        from client.steward import show, text
+        from common.config import load_site
+
+        settings = load_site(site)
+        shown = [show(seen, settings) for seen in seen_studies(settings)]
+        typer.echo(_json([one.as_json() for one in shown]) if as_json else text(shown))
+
+
+@site_app.command("approve")
+def site_approve(site: SitePath, study: StudyHash) -> None:
+    """Let the site take part in a study that `status` has shown."""
+    with _edge():
+        import time
+
+        from client.approval import approve
+        from common.config import load_site
+
+        approved = approve(load_site(site), study, now_s=time.time())
+        typer.echo(f"Approved: study {approved.sha256} trains from the next message on.")
+
+
+@site_app.command("withdraw")
+def site_withdraw(site: SitePath, study: StudyHash) -> None:
+    """End the site's part in a study, before its next message; what has left can't be undone."""
+    with _edge():
+        import time
+
+        from client.approval import withdraw
+        from common.config import load_site
+
+        withdrawn = withdraw(load_site(site), study, now_s=time.time())
+        typer.echo(f"Withdrawn: study {withdrawn.sha256} gets no further reply.")
+
+
+@site_app.command("receipts")
+def site_receipts(
+    site: SitePath,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Say whether all is as it was written.")
+    ] = False,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT:HASH",
+            help="Verify, and compare with a head that the server or the journal remembers.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what has left the site, message after message, and what it refused.
+
+    With --verify: exit code 1 where a line was changed, moved, put in, taken out or cut off.
+    """
+    with _edge():
+        from client.receipts_table import list_receipts, verify_receipts
+        from common.config import load_site
+
+        settings = load_site(site)
+        if not verify and head is None:
+            listed = list_receipts(settings)
+            typer.echo(_json(listed.as_json()) if as_json else listed.text())
+            return
+        verified = verify_receipts(settings, head)
+        typer.echo(_json(verified.as_json()) if as_json else verified.text())
+        if verified.problems:
+            raise typer.Exit(1)
+
+
 @app.command()
 def schema(
-    which: Annotated[str, typer.Argument(metavar="study|site", help="Which file.")],
+    which: Annotated[str, typer.Argument(metavar="study|site|federation", help="Which file.")],
     as_yaml: Annotated[
         bool, typer.Option("--yaml/--json", help="A commented file ready to edit, or JSON schema.")
     ] = True,
 ) -> None:
     """Print every key of a file with its default and its meaning."""
     with _edge():
-        from common.config import SiteSettings, Study, schema_yaml
+        from common.config import FederationFile, SiteSettings, Study, schema_yaml
         from common.errors import BadInput
 
-        schemas: dict[str, type[Study] | type[SiteSettings]]
-        schemas = {"study": Study, "site": SiteSettings}
+        schemas: dict[str, type[Study] | type[SiteSettings] | type[FederationFile]]
+        schemas = {"study": Study, "site": SiteSettings, "federation": FederationFile}
         if which not in schemas:
-            raise BadInput(f"schema: the file must be study or site; got {which}.")
+            raise BadInput(f"schema: the file must be study, site or federation; got {which}.")
         chosen = schemas[which]
         typer.echo(schema_yaml(chosen) if as_yaml else _json(chosen.model_json_schema()))
 
@@ -375,6 +581,16 @@ def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end what runs as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.keys import open_keys
 from common.config import Augmentation, SiteSettings, Study
-from common.data.dataset import Dataset, derived, open_dataset
+from common.data.dataset import Dataset, derived, open_dataset, pseudonym
 from common.data.preprocessing import Preprocessing
 from common.data.readers import build_reader, patient_name
 from common.data.source import Source
@@ -23,6 +24,8 @@ from common.files import cache_folder
 from common.models import feature_shape, frozen_encoder, study_model
 
 logger = logging.getLogger("fedward.client")
+# With other records, or another policy, a site's data are the same.
+_NOT_ABOUT_DATA = {"state", "budget", "policy", "link"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,12 @@ class Examples:
         parts = np.split(by_key, np.cumsum(np.bincount(place, minlength=len(keys)))[:-1])
         return {str(key): part for key, part in zip(keys, parts, strict=True)}
 
+    def by_image(self, *, per_patient: int) -> dict[str, NDArray[np.int64]]:
+        """Each image's row, of every patient's first `per_patient` images, the same every time."""
+        places = self.places()
+        rows = self.rows[places[self.rows] < per_patient]
+        return {f"{self.patients[row]} {places[row]}": row.reshape(1) for row in rows}
+
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
@@ -96,6 +105,12 @@ class Cohort:
     dataset: Dataset
     inputs: Stored  # images, or their features where an encoder is frozen
     tested_in: NDArray[np.int64]  # (N,) the part of the split in which the image's patient is
+    names: Mapping[str, str]  # each patient's name in the data, by key; in memory only
+
+    @property
+    def count(self) -> int:
+        """Number of patients, on both sides."""
+        return len(self.names)
 
     def test_rows(self, fold: int) -> NDArray[np.int64]:
         """Images of the patients that are tested in `fold` (0: the study has one split)."""
@@ -104,6 +119,11 @@ class Cohort:
     def train_rows(self, fold: int) -> NDArray[np.int64]:
         """Images of all other patients."""
         return np.flatnonzero(self.tested_in != max(fold, 1) - 1)
+
+    def train_names(self, fold: int) -> list[str]:
+        """The training patients' names in the data: for the ledger, never for a file or message."""
+        keys = np.unique(self.dataset.patients[self.train_rows(fold)])
+        return [self.names[str(key)] for key in keys]
 
     def examples(self, fold: int) -> Examples:
         """The training side of `fold`."""
@@ -116,12 +136,24 @@ def open_cohort(settings: SiteSettings, study: Study, device: torch.device) -> C
 
     Raises:
         BadData: with every problem of the data set.
+        BadInput: the site's keys are not as they should be.
     """
-    return _open(settings.model_dump_json(), study.canonical(), str(device))
+    text = settings.model_dump_json(exclude=_NOT_ABOUT_DATA)
+    return _open(text, study.canonical(), str(device), _pseudonym_key(settings))
+
+
+def _pseudonym_key(settings: SiteSettings) -> bytes:
+    """What patients' keys are made with: the site's own, so that nobody can try names on them.
+
+    A simulation has none to keep: there the site's name gives the same keys on every machine.
+    """
+    if settings.randomness == "secret" and settings.state is not None:
+        return open_keys(settings.state).pseudonyms
+    return f"fedward site {settings.name}".encode()
 
 
 @functools.lru_cache(maxsize=256)
-def _open(settings_text: str, study_text: str, device: str) -> Cohort:
+def _open(settings_text: str, study_text: str, device: str, pseudonym_key: bytes) -> Cohort:
     settings = SiteSettings.model_validate_json(settings_text)
     study = Study.model_validate_json(study_text)
     _refuse_useless_augmentation(study)
@@ -148,13 +180,15 @@ def _open(settings_text: str, study_text: str, device: str) -> Cohort:
         sources,
         reader,
         preprocessing=_preprocessing(study),
-        # Patient keys stay at the site. This key is no secret: it keeps identifiers out of files,
-        # but whoever holds a patient's key can try names on it.
-        pseudonym_key=f"fedward site {settings.name}".encode(),
+        pseudonym_key=pseudonym_key,
         cache=cache_folder(),
     )
     inputs = _inputs(dataset, study, torch.device(device))
-    return Cohort(settings, dataset, inputs, _parts(dataset, study, settings.name))
+    parts = _parts(dataset, study, settings.name)
+    names = {pseudonym(source.patient, pseudonym_key): source.patient for source in sources}
+    there = set(dataset.patients.tolist())  # a patient's file may hold no image of the study's
+    named = {key: name for key, name in names.items() if key in there}
+    return Cohort(settings, dataset, inputs, parts, named)
 
 
 def _own(found: Sequence[Source], settings: SiteSettings) -> list[Source]:

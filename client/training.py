@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from client.cohort import Examples
 from common.config import Augmentation, Study
 from common.data.augmentation import augment, mixup
 from common.errors import BadInput, RefusalCode, SiteRefusal
+from common.models import redraw_dropout
 from common.privacy.epsilon import Unit
+from common.privacy.noise import noise_of
 from common.privacy.patient_sgd import Loss, private_steps
 from common.privacy.plan import PrivacyPlan, plan
 from common.privacy.randomness import RoundSecret
@@ -28,7 +30,7 @@ def train_round(
     examples: Examples,
     study: Study,
     *,
-    declared_patients: int | None,
+    declared: int | None,
     secret: RoundSecret,
     device: torch.device,
 ) -> None:
@@ -38,9 +40,7 @@ def train_round(
         SiteRefusal: there is nobody to train on, or nobody has declared how many there are.
     """
     if study.privacy.enabled:
-        if declared_patients is None:
-            raise BadInput("declared_patients is missing in site.yaml; privacy needs it.")
-        plan = privacy_plan(study, declared_patients=declared_patients)
+        plan = privacy_plan(study, declared=declared)
         train_private(module, examples, study, plan=plan, secret=secret, device=device)
     elif len(examples.rows) == 0:
         raise SiteRefusal(RefusalCode.NO_TRAINING_PATIENTS)
@@ -65,7 +65,7 @@ def train_plain(
         examples: at least one image.
         study: epochs, learning rate, momentum, weight decay, augmentation.
         batch_size: images a step; the last batch of an epoch may be smaller.
-        secret: orders the batches.
+        secret: orders the batches and draws dropout's masks.
         device: where torch computes.
     """
     module.to(device).train()
@@ -82,6 +82,7 @@ def train_plain(
         order = secret.stream("shuffled epoch", epoch).permutation(len(examples.rows))
         for start in range(0, len(order), batch_size):
             images, targets = load(examples.rows[order[start : start + batch_size]], epoch)
+            redraw_dropout(module, secret.stream("dropout", epoch, start))
             if alpha:
                 stream = secret.stream("mixup", epoch, start)
                 images, targets = _mixed(images, targets, len(study.classes), alpha, stream)
@@ -106,7 +107,7 @@ def train_private(
         examples: the training side; none at all still takes every noisy step.
         study: learning rate and momentum (what is done with a noised step is free), augmentation.
         plan: rate, steps, clipping, noise and divisor; public.
-        secret: decides who is sampled, which of their images, and the noise.
+        secret: decides who is sampled, which of their images, dropout's masks, and the noise.
         device: where torch computes.
 
     Formal guarantees:
@@ -122,7 +123,7 @@ def train_private(
     load = loader(examples, study.training.augmentation, secret, device)
     number = 0  # of the step that is running
     batches = poisson_batches(
-        examples.by_patient(),
+        _units(examples, plan),
         sampling_rate=plan.sampling_rate,
         steps=plan.steps_per_round,
         images_per_patient=plan.images_per_patient,
@@ -136,11 +137,19 @@ def train_private(
         max_grad_norm=plan.max_grad_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_patients=plan.expected_patients,
-        noise=secret.stream("noise"),
+        noise=noise_of(secret),
         max_images_at_once=max(1, PIXELS_AT_ONCE // math.prod(examples.inputs.shape)),
     ) as step:
-        for number, batch in enumerate(batches):  # noqa: B007 # `load` reads it
+        for number, batch in enumerate(batches):  # `load` reads it
+            redraw_dropout(module, secret.stream("dropout", number))
             step(batch)
+
+
+def _units(examples: Examples, plan: PrivacyPlan) -> Mapping[str, NDArray[np.int64]]:
+    """The rows of each unit that is sampled, clipped and hidden as one."""
+    if plan.unit is Unit.IMAGE:
+        return examples.by_image(per_patient=plan.images_per_patient)
+    return examples.by_patient()
 
 
 def _loss(examples: Examples) -> Loss:
@@ -188,19 +197,25 @@ def loader(
     return load
 
 
-def privacy_plan(study: Study, *, declared_patients: int) -> PrivacyPlan:
-    """What a site (or all sites' data pooled) of so many declared patients will run.
+def privacy_plan(study: Study, *, declared: int | None) -> PrivacyPlan:
+    """What a site (or all sites' data pooled) of so many declared units will run.
 
     Each site computes it from the study itself: no sigma is ever taken from the server.
 
     Raises:
-        BadInput: delta is too large for the site.
+        BadInput: nothing is declared, or delta is too large for the site.
     """
+    if declared is None:
+        key = "declared_images" if study.privacy.unit == "image" else "declared_patients"
+        raise BadInput(
+            f"{key} is missing in site.yaml; privacy needs it. Add it (in a simulation: to "
+            "simulation.site_defaults)."
+        )
     return plan(
         study.privacy.target_epsilon,
         delta=study.privacy.target_delta,
         unit=Unit(study.privacy.unit),
-        declared_patients=declared_patients,
+        declared_patients=declared,
         training_share=study.data.train_share,
         sampling_rate=study.privacy.sampling_rate,
         steps_per_round=study.privacy.steps_per_round,

@@ -1,8 +1,8 @@
-"""study.yaml and site.yaml as typed, frozen, documented values; every key says what it is for.
+"""study.yaml, site.yaml, federation.yaml as typed, frozen values; every key says what it is for.
 
-Three owners, three files (DESIGN): the data scientist writes the study, the hospital writes the
-site. What is under `simulation` only says how one machine plays the sites, so it is no part of
-the study's hash: a study that was simulated and then deployed keeps its hash.
+Three owners, three files (DESIGN): the data scientist writes the study, the hospital the site, the
+coordinator the federation. What is under `simulation` only says how one machine plays the sites, so
+it is no part of the study's hash: a study that was simulated and then deployed keeps its hash.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # a site's name becomes a fold
 SITE_NAME_RULE = "1 to 64 letters, digits, _, . or -, beginning with a letter or a digit"
 _DEVICE = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 _CLASS_NAME = r"^\S(.*\S)?$"
+_SHA256 = r"^[0-9a-f]{64}$"
+_ADDRESS = r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+_NODE_KEY = r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+( .*)?$"
 
 
 class _Frozen(BaseModel):
@@ -224,8 +227,12 @@ class MrnetData(_Data):
 class ModelConfig(_Frozen):
     """Which network."""
 
-    name: str = Field(
-        "cnn-small", description="cnn-small, elnet-like or frozen-efficientnet-lite0."
+    name: str = Field("cnn-small", description="One of those that `fedward models` lists.")
+    patch_px: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="Side of a transformer's patches; empty: 8 below 128 px, else 16.",
     )
     pooling: Literal["max", "attention"] = Field(
         "max", description="How a volume's slices become one: their maximum, or learned weights."
@@ -275,11 +282,19 @@ class Privacy(_Frozen):
     """Differential privacy: Poisson-sampled patients, clipped and noised steps of SGD."""
 
     enabled: bool = Field(False, description="Train under differential privacy.")
-    unit: Literal["patient", "exam"] = Field(
+    unit: Literal["patient", "exam", "image"] = Field(
         "patient",
         description=(
             "Whose presence is hidden: all images of a patient together; exam only where the data "
-            "don't say whose an exam is (MRNet)."
+            "don't say whose an exam is (MRNet). image hides single images, patients far less: the "
+            "plan says how much less, and a site refuses it unless its policy allows it."
+        ),
+    )
+    engine: Literal["fast", "opacus", "plain"] = Field(
+        "fast",
+        description=(
+            "How gradients are clipped: fast (one backward pass), opacus (gradients by image), "
+            "plain (one backward pass a patient, for any layer). The same up to rounding."
         ),
     )
     target_epsilon: float = Field(
@@ -291,6 +306,15 @@ class Privacy(_Frozen):
         lt=1,
         description="Delta: at most 1e-5, and at most 1 / (10 x the site's declared patients).",
     )
+    lifetime_epsilon: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description=(
+            "No site charges a patient beyond this over all its studies; it can only lower the "
+            "site's own cap. Empty: the site's own."
+        ),
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, le=1e6, description="C: each patient's gradient is clipped to this L2 norm."
     )
@@ -299,7 +323,12 @@ class Privacy(_Frozen):
     )
     steps_per_round: int = Field(4, ge=1, le=100_000, description="Noised steps a round; public.")
     images_per_patient: int = Field(
-        16, ge=1, le=4096, description="At most this many images of a patient in one step."
+        16,
+        ge=1,
+        le=4096,
+        description=(
+            "At most this many images of a patient in one step (unit image: in the whole study)."
+        ),
     )
     learning_rate: float = Field(0.5, gt=0, le=1000, description="Step size of private SGD.")
     momentum: float = Field(
@@ -347,12 +376,90 @@ class Release(_Frozen):
     metrics: tuple[Metric, ...] = Field(
         (), description="Metrics of the incoming model on the site's test patients; exact values."
     )
+    counts: bool = Field(
+        False, description="Numbers of patients and images, in the statement at the study's end."
+    )
+
+
+class Policy(_Frozen):
+    """What a hospital agrees to; the server asks, this decides."""
+
+    approval: Literal["manual", "automatic"] = Field(
+        "manual",
+        description=(
+            "manual: a study trains once `fedward site approve` has named its hash; automatic: "
+            "whatever keeps to the rest of this policy does."
+        ),
+    )
+    privacy: Literal["required", "optional"] = Field(
+        "required", description="Whether studies must train under differential privacy."
+    )
+    allow_without_privacy: tuple[Annotated[str, Field(pattern=_SHA256)], ...] = Field(
+        (), description="Hashes of the studies that may do without, where privacy is required."
+    )
+    unit: Literal["patient", "exam", "image"] = Field(
+        "patient",
+        description=(
+            "The weakest unit of privacy that is accepted: patient hides most, image least; exam "
+            "is as good as patient where the data don't say whose an exam is."
+        ),
+    )
+    min_patients: int = Field(
+        10, ge=1, description="With fewer patients in the data, nothing is trained."
+    )
+    models: tuple[str, ...] | None = Field(
+        None, description="Names of the models that may be trained; empty: all that are known."
+    )
+    max_message_mb: float = Field(
+        1024.0, gt=0, le=16_384, description="Largest message in megabytes, either way."
+    )
+    studies_per_day: int = Field(
+        10, ge=1, le=10_000, description="At most so many new studies within 24 hours."
+    )
+
+
+class Budget(_Frozen):
+    """What a site's patients may lose over all studies together."""
+
+    epsilon: float = Field(
+        10.0,
+        gt=0,
+        le=1000,
+        description=(
+            "Cap for the worst-off patient, over every study, data set and restart; by an RDP "
+            "filter, which counts a little more than a study's own target."
+        ),
+    )
+    delta: float = Field(
+        MAX_DELTA, gt=0, le=MAX_DELTA, description="Delta of the cap; at most 1e-5."
+    )
 
 
 _COLUMNS = (
     "The site's own names of a manifest's columns: {patient: CaseID, label: finding}, ours first."
 )
 _LABELS = "The site's own names of the study's classes: {GGO: ground_glass}, theirs first."
+
+
+class Link(_Frozen):
+    """How a site reaches the coordinator's server; its own keys are in its state folder."""
+
+    server: str = Field(
+        "localhost:9092", pattern=_ADDRESS, description="The server, as host:port; TLS always."
+    )
+    authority: Path = Field(
+        Path("ca.pem"), description="Certificate of the federation's authority (PEM)."
+    )
+    certificate: Path = Field(
+        Path("site.pem"), description="The site's certificate, signed by that authority (PEM)."
+    )
+    coordinator: Path = Field(
+        Path("coordinator.pem"),
+        description="The coordinator's public key (Ed25519, PEM), which signs every instruction.",
+    )
+    heartbeat_s: float = Field(
+        30.0, ge=1, le=600, description="Seconds between signs of life while the site is at work."
+    )
 
 
 class SiteSettings(_Frozen):
@@ -373,16 +480,33 @@ class SiteSettings(_Frozen):
             "the private average and the largest delta."
         ),
     )
+    declared_images: int | None = Field(
+        None,
+        ge=1,
+        description="Number of images the site declares, rounded; public; only for unit image.",
+    )
     exclude: tuple[str, ...] = Field((), description="Patients who object, as the data name them.")
     include: tuple[str, ...] | None = Field(
         None, description="Only these patients, as the data name them; null: all of the site's."
     )
+    state: Path | None = Field(
+        None, description="Where the ledger and all that must outlive a process are kept."
+    )
+    budget: Budget = Field(Budget(), description="What its patients may lose, in all.")
+    policy: Policy = Field(Policy(), description="What it agrees to.")
     device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N.")
     release: Release = Field(Release(), description="What leaves besides weights.")
     randomness: Literal["secret", "seeded-for-testing"] = Field(
         "secret",
         description="Source of the privacy randomness; seeded gives no guarantee (simulation).",
     )
+    link: Link | None = Field(
+        None, description="How it reaches the server; needed by `fedward site run` alone."
+    )
+
+    def declared(self, unit: str) -> int | None:
+        """The public number of units of privacy, of which the divisor is made."""
+        return self.declared_images if unit == "image" else self.declared_patients
 
 
 class SimulatedSite(_Frozen):
@@ -390,6 +514,20 @@ class SimulatedSite(_Frozen):
 
     declared_patients: int | None = Field(
         None, ge=1, description="Declared number of patients; from the data, rounded, if empty."
+    )
+    declared_images: int | None = Field(
+        None, ge=1, description="Declared number of images; from the data, rounded, if empty."
+    )
+    budget: Budget = Field(Budget(), description="What its patients may lose, in all.")
+    policy: Policy = Field(
+        Policy(
+            approval="automatic",
+            privacy="optional",
+            unit="image",
+            min_patients=1,
+            studies_per_day=10_000,
+        ),
+        description="What it agrees to; nothing is at stake here, so to all if not said.",
     )
     exclude: tuple[str, ...] = Field((), description="Patients who object, as the data name them.")
     columns: dict[str, str] = Field({}, description=_COLUMNS)
@@ -487,9 +625,12 @@ class Simulation(_Frozen):
 
     def site(self, name: str) -> SimulatedSite:
         """The settings of the simulated site `name`: its own over the defaults."""
-        own = self.sites.get(name, SimulatedSite())
+        own, default = self.sites.get(name, SimulatedSite()), self.site_defaults
         said = {key: getattr(own, key) for key in own.model_fields_set}
-        return self.site_defaults.model_copy(update=said)
+        for group in said.keys() & {"budget", "policy"}:  # one line of it leaves the others
+            lines = {key: getattr(said[group], key) for key in said[group].model_fields_set}
+            said[group] = getattr(default, group).model_copy(update=lines)
+        return default.model_copy(update=said)
 
 
 class Study(_Frozen):
@@ -541,7 +682,10 @@ class Study(_Frozen):
             )
         if not self.privacy.enabled:
             return self
-        if self.privacy.unit != self.unit:
+        if self.privacy.unit != self.unit and (self.privacy.unit, self.unit) != (
+            "image",
+            "patient",
+        ):
             says = (
                 "doesn't say whose an exam is" if self.unit == "exam" else "says whose images are"
             )
@@ -572,6 +716,65 @@ class Study(_Frozen):
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
 
+class FederatedSite(_Frozen):
+    """One hospital, as the coordinator knows it."""
+
+    node_key: str = Field(
+        ...,
+        pattern=_NODE_KEY,
+        description="Its public node key (P-384) in OpenSSH's form, as the site gave it.",
+    )
+    revoked: bool = Field(False, description="true shuts it out, also of a server that runs.")
+
+
+class FederationFile(_Frozen):
+    """federation.yaml: what the coordinator decides; paths are relative to the file."""
+
+    format: Literal[1] = Field(1, description="Version of this file's format.")
+    name: str = Field("federation", pattern=SITE_NAME, description="The federation's name.")
+    server: str = Field(
+        "localhost:9092",
+        pattern=_ADDRESS,
+        description="Where the sites find the server, as host:port; the certificate is for host.",
+    )
+    listen: str = Field(
+        "0.0.0.0:9092", pattern=_ADDRESS, description="The address and port it listens on."
+    )
+    authority: Path = Field(
+        Path("ca.pem"), description="Certificate of the authority that signs the sites' ones."
+    )
+    certificate: Path = Field(Path("server.pem"), description="The server's certificate.")
+    certificate_key: Path = Field(Path("server.key"), description="Its private key.")
+    coordinator_key: Path = Field(
+        Path("coordinator.key"), description="The private key that signs instructions (Ed25519)."
+    )
+    wait_for_sites_s: float = Field(
+        3600.0,
+        gt=0,
+        le=604_800,
+        description="Seconds to wait for the study's min_sites before it begins or goes on.",
+    )
+    offline_after_s: float = Field(
+        300.0,
+        gt=0,
+        le=86_400,
+        description=(
+            "A site that was silent for so long is left out of a round until it is heard again; "
+            "several of the sites' heartbeats."
+        ),
+    )
+    sites: dict[Annotated[str, Field(pattern=SITE_NAME)], FederatedSite] = Field(
+        {}, description="The hospitals, by name."
+    )
+
+    @model_validator(mode="after")
+    def _each_its_own(self) -> Self:
+        keys = [site.node_key.split()[1] for site in self.sites.values()]
+        if len(set(keys)) < len(keys):
+            raise ValueError("`sites` must have a node key each; two of them share one")
+        return self
+
+
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file, with `KEY=VALUE` overrides applied.
 
@@ -595,10 +798,26 @@ def is_study(path: Path) -> bool:
     return "classes" in read_yaml(path)
 
 
+_SITE_PATHS = ("data", "state")
+_LINK_PATHS = ("authority", "certificate", "coordinator")
+_FEDERATION_PATHS = ("authority", "certificate", "certificate_key", "coordinator_key")
+
+
 def load_site(path: Path) -> SiteSettings:
     """Read a site.yaml; raises BadInput with every problem."""
     site = parse(SiteSettings, read_yaml(path), where=path.name)
-    return site.model_copy(update={"data": _beside(path, site.data)})
+    located: dict[str, Any] = {name: _beside(path, getattr(site, name)) for name in _SITE_PATHS}
+    if site.link is not None:
+        files = {name: _beside(path, getattr(site.link, name)) for name in _LINK_PATHS}
+        located["link"] = site.link.model_copy(update=files)
+    return site.model_copy(update=located)
+
+
+def load_federation(path: Path) -> FederationFile:
+    """Read a federation.yaml; raises BadInput with every problem."""
+    federation = parse(FederationFile, read_yaml(path), where=path.name)
+    files = {name: _beside(path, getattr(federation, name)) for name in _FEDERATION_PATHS}
+    return federation.model_copy(update=files)
 
 
 def parse(schema: type[T], content: Mapping[str, Any], *, where: str) -> T:
@@ -666,6 +885,9 @@ _WANTED_PATTERN = {
     SITE_NAME: SITE_NAME_RULE,
     _DEVICE: "auto, cpu, cuda or cuda:N",
     _CLASS_NAME: "text on one line without blanks around it",
+    _SHA256: "64 hexadecimal digits, as `fedward site status` prints them",
+    _ADDRESS: "host:port, such as fl.example.org:9092",
+    _NODE_KEY: "a P-384 public key in OpenSSH's form (ecdsa-sha2-nistp384 AAAA...)",
 }
 
 
@@ -766,7 +988,7 @@ def _commented(schema: type[BaseModel], value: BaseModel | None, *, pad: str) ->
         elif field.is_required():
             lines.append(f"{pad}{name}: [first-class, second-class]")
         else:
-            text = json.dumps(list(default) if isinstance(default, tuple) else default)
+            text = json.dumps(list(default) if isinstance(default, tuple) else default, default=str)
             lines.append(f"{pad}{name}: {'' if default is None else text}".rstrip())
         for other in groups:
             lines.append(f"{pad}# or {name}:")

@@ -40,6 +40,20 @@ class RefusalCode(StrEnum):
     DATA_UNREADABLE = "data-unreadable"
     DIVERGED = "diverged"
     INTERNAL = "internal"
+    NOT_APPROVED = "not-approved"
+    WITHDRAWN = "withdrawn"
+    PRIVACY_REQUIRED = "privacy-required"
+    WEAK_UNIT = "weak-unit"
+    MODEL_NOT_ALLOWED = "model-not-allowed"
+    OVER_BUDGET = "over-budget"
+    TOO_FEW_PATIENTS = "too-few-patients"
+    TOO_MANY_STUDIES = "too-many-studies"
+    TOO_LARGE = "too-large"
+    ROUND_OUT_OF_ORDER = "round-out-of-order"
+    ROUND_ASKED_AGAIN = "round-asked-again"
+    BAD_SIGNATURE = "bad-signature"
+    RECORDS_DAMAGED = "records-damaged"
+    ENGINE_UNSOUND = "engine-unsound"
 
 
 # What leaves the site for each code: fixed here, so no local text can ever ride along.
@@ -50,6 +64,20 @@ REFUSAL_SENTENCES: dict[RefusalCode, str] = {
     RefusalCode.DATA_UNREADABLE: "The site could not read its own data.",
     RefusalCode.DIVERGED: "Local training gave weights that are not finite.",
     RefusalCode.INTERNAL: "The site met an internal fault; its own log says where.",
+    RefusalCode.NOT_APPROVED: "Nobody at the site has approved this study.",
+    RefusalCode.WITHDRAWN: "The site has withdrawn from this study.",
+    RefusalCode.PRIVACY_REQUIRED: "The site trains under differential privacy only.",
+    RefusalCode.WEAK_UNIT: "The site asks for a stronger unit of privacy.",
+    RefusalCode.MODEL_NOT_ALLOWED: "The site's policy doesn't allow this model.",
+    RefusalCode.OVER_BUDGET: "The site's privacy budget doesn't allow this round.",
+    RefusalCode.TOO_FEW_PATIENTS: "The site has too few patients for this study.",
+    RefusalCode.TOO_MANY_STUDIES: "The site has met too many new studies today.",
+    RefusalCode.TOO_LARGE: "The message is larger than the site allows.",
+    RefusalCode.ROUND_OUT_OF_ORDER: "The site expects another round of this study.",
+    RefusalCode.ROUND_ASKED_AGAIN: "The site has been asked this round with other weights.",
+    RefusalCode.BAD_SIGNATURE: "The instruction isn't signed by the study's coordinator.",
+    RefusalCode.RECORDS_DAMAGED: "The site's records need its engineer before it goes on.",
+    RefusalCode.ENGINE_UNSOUND: "The site's self-check of the privacy engine failed.",
 }
 
 

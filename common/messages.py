@@ -1,29 +1,40 @@
 """What travels between server and site, as typed values and as Flower records.
 
-An instruction carries the study as canonical JSON, the fold, the round and the incoming weights as
-one array; a reply carries the new weights and the metrics that the site releases; a refusal
-carries a code from a closed list. Nothing else has a place here: no pickle, no class path.
+An instruction carries the study as canonical JSON, the fold, the round, the incoming weights as one
+array and the last head of the site's receipts that the server has seen; a reply carries the new
+weights, the metrics that the site releases and the new head; a refusal carries a code from a closed
+list. At the end a site is asked for its signed statement. Between machines, the coordinator signs
+what it asks, for one site and one use. Nothing else has a place here: no pickle, no class path.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.chain import Head
 from common.config import Metric, Study, parse_json
 from common.errors import BadInput, RefusalCode, SiteRefusal
+from common.signing import Sign, Verify
 
-TRAIN, EVALUATE = "train", "evaluate"  # Flower's message types
-_SETTINGS = {"study", "study_sha256", "fold", "round"}
+TRAIN, EVALUATE, QUERY = "train", "evaluate", "query"  # Flower's message types
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+
+_SETTINGS = {"study", "study_sha256", "fold", "round", "known_head", "array_sha256"}
+_QUESTION = {"study_sha256", "fold"}
+_MOST_STATEMENT_BYTES = 65_536
 _METRICS = frozenset(get_args(Metric))
+UNREACHABLE = 900  # error code by which the server's end of the link answers for a silent site
 _FIRST_CODE = 1000  # Flower keeps the small ones for itself
 
 
@@ -35,6 +46,7 @@ class Instruction:
     fold: int  # 0: the study has one split
     round_number: int  # from 1
     weights: NDArray[np.float32]  # (size,)
+    known_head: Head | None = None  # of the site's receipts, as the server saw it last
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +55,78 @@ class Reply:
 
     weights: NDArray[np.float32] | None  # (size,)
     metrics: Mapping[str, float]
+    head: Head | None = None  # of the site's receipts, this reply's included
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which study's signed statement the server asks for."""
+
+    study_sha256: str
+    fold: int
 
 
 def encode_instruction(instruction: Instruction) -> RecordDict:
     """An instruction as Flower records."""
+    weights = _array(instruction.weights)
     settings = ConfigRecord(
         {
             "study": instruction.study.canonical(),
             "study_sha256": instruction.study.sha256,
             "fold": instruction.fold,
             "round": instruction.round_number,
+            "known_head": "" if instruction.known_head is None else str(instruction.known_head),
+            "array_sha256": _digest(weights),
         }
     )
-    return RecordDict({"weights": _array(instruction.weights), "instruction": settings})
+    return RecordDict({"weights": weights, "instruction": settings})
 
 
-def decode_instruction(content: RecordDict) -> Instruction:
-    """Flower records as an instruction; raises SiteRefusal when anything is not as it should be."""
-    settings = content.config_records.get("instruction")
+def signed(content: RecordDict, sign: Sign, *, kind: str, site: str) -> RecordDict:
+    """An encoded instruction or question with the coordinator's signature.
+
+    It binds all that is asked (of the study and the weights, their hashes) to the site's name and
+    to the kind of message, so that nobody can ask another site, or another thing, with it.
+    """
+    signature = sign(_signed_text(content, kind=kind, site=site))
+    return RecordDict({**content, "signature": ConfigRecord({"ed25519": signature})})
+
+
+def with_known_head(instruction: RecordDict, head: Head | None) -> RecordDict:
+    """An encoded instruction for the one site that has shown this head; its weights are shared."""
+    settings = ConfigRecord(dict(_record(instruction, "instruction", ConfigRecord) or {}))
+    settings["known_head"] = "" if head is None else str(head)
+    return RecordDict({**instruction, "instruction": settings})
+
+
+def decode_instruction(
+    content: RecordDict, *, kind: str = TRAIN, site: str = "", verify: Verify | None = None
+) -> Instruction:
+    """Flower records as an instruction; raises SiteRefusal when anything is not as it should be.
+
+    Args:
+        content: what came.
+        kind: Flower's type of the message it came in.
+        site: the name of the site that reads it.
+        verify: whether a signature is the coordinator's; None where nobody signs (a simulation).
+    """
+    content = _unsigned(content, verify, kind=kind, site=site)
+    settings = _record(content, "instruction", ConfigRecord)
     if settings is None or set(content) != {"weights", "instruction"} or set(settings) != _SETTINGS:
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
     text, fold, round_number = (settings[name] for name in ("study", "fold", "round"))
-    if not (isinstance(text, str) and type(fold) is int and type(round_number) is int):
+    known = settings["known_head"]
+    if not (
+        isinstance(text, str)
+        and type(fold) is int
+        and type(round_number) is int
+        and isinstance(known, str)
+    ):
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
     try:
         study = _parse_study(text)
-    except BadInput:
+        known_head = Head.parse(known) if known else None
+    except (BadInput, ValueError):
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION) from None
     folds = study.data.folds
     known_fold = fold == 0 if folds is None else 1 <= fold <= folds
@@ -78,7 +136,10 @@ def decode_instruction(content: RecordDict) -> Instruction:
     weights = _flat(content, "weights")
     if weights is None:
         raise SiteRefusal(RefusalCode.BAD_WEIGHTS)
-    return Instruction(study, fold, round_number, weights)
+    array = _record(content, "weights", ArrayRecord)
+    if verify and (array is None or _digest(array) != settings["array_sha256"]):
+        raise SiteRefusal(RefusalCode.BAD_SIGNATURE)
+    return Instruction(study, fold, round_number, weights, known_head)
 
 
 def encode_reply(reply: Reply) -> RecordDict:
@@ -86,14 +147,19 @@ def encode_reply(reply: Reply) -> RecordDict:
     records = RecordDict({"metrics": MetricRecord(dict(reply.metrics))})
     if reply.weights is not None:
         records["weights"] = _array(reply.weights)
-    return records
+    return records if reply.head is None else with_head(records, reply.head)
+
+
+def with_head(reply: RecordDict, head: Head) -> RecordDict:
+    """An encoded reply with the head of the receipts, which exists only once it is receipted."""
+    return RecordDict({**reply, "receipts": ConfigRecord({"head": str(head)})})
 
 
 def decode_reply(content: RecordDict) -> Reply:
     """Flower records as a reply; raises ValueError with the reason when they are none."""
-    record = content.metric_records.get("metrics")
-    if record is None or not set(content) <= {"weights", "metrics"}:
-        raise ValueError("the reply must hold metrics, weights and nothing else")
+    record = _record(content, "metrics", MetricRecord)
+    if record is None or not set(content) <= {"weights", "metrics", "receipts"}:
+        raise ValueError("the reply must hold metrics, weights, receipts and nothing else")
     metrics = {name: value for name, value in record.items() if isinstance(value, float)}
     if len(metrics) < len(record) or not all(map(math.isfinite, metrics.values())):
         raise ValueError("the reply's metrics must be single finite floats")
@@ -102,7 +168,52 @@ def decode_reply(content: RecordDict) -> Reply:
     weights = _flat(content, "weights") if "weights" in content else None
     if "weights" in content and weights is None:
         raise ValueError("the reply's weights must be one flat float32 array")
-    return Reply(weights, metrics)
+    return Reply(weights, metrics, _head(content))
+
+
+def _head(content: RecordDict) -> Head | None:
+    if "receipts" not in content:
+        return None
+    record = _record(content, "receipts", ConfigRecord)
+    if record is None or set(record) != {"head"} or not isinstance(record["head"], str):
+        raise ValueError("the reply's receipts must be one head")
+    return Head.parse(record["head"])
+
+
+def encode_question(question: Question) -> RecordDict:
+    """A question for the site's statement as Flower records."""
+    asked = ConfigRecord({"study_sha256": question.study_sha256, "fold": question.fold})
+    return RecordDict({"question": asked})
+
+
+def decode_question(
+    content: RecordDict, *, site: str = "", verify: Verify | None = None
+) -> Question:
+    """Flower records as a question; arguments and errors are those of `decode_instruction`."""
+    content = _unsigned(content, verify, kind=QUERY, site=site)
+    asked = _record(content, "question", ConfigRecord)
+    if asked is None or set(content) != {"question"} or set(asked) != _QUESTION:
+        raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
+    study_sha256, fold = asked["study_sha256"], asked["fold"]
+    if not (isinstance(study_sha256, str) and len(study_sha256) == 64 and type(fold) is int):
+        raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
+    return Question(study_sha256, fold)
+
+
+def encode_statement(signed: bytes) -> RecordDict:
+    """A site's signed statement as Flower records."""
+    return RecordDict({"statement": ConfigRecord({"signed": signed})})
+
+
+def decode_statement(content: RecordDict) -> bytes:
+    """Flower records as a signed statement, unread; raises ValueError when they are none."""
+    record = _record(content, "statement", ConfigRecord)
+    if record is None or set(content) != {"statement"} or set(record) != {"signed"}:
+        raise ValueError("the reply must hold a statement and nothing else")
+    signed = record["signed"]
+    if not isinstance(signed, bytes) or len(signed) > _MOST_STATEMENT_BYTES:
+        raise ValueError(f"a statement must be bytes, {_MOST_STATEMENT_BYTES} at most")
+    return signed
 
 
 def encode_refusal(code: RefusalCode) -> Error:
@@ -119,13 +230,61 @@ def decode_refusal(error: Error) -> RefusalCode | None:
 
 def payload_bytes(content: RecordDict) -> int:
     """Bytes of the records' values, without what the transport adds."""
-    arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
-    settings = sum(len(repr(dict(record))) for record in content.config_records.values())
-    return arrays + settings + sum(8 * len(record) for record in content.metric_records.values())
+    size = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            size += sum(len(array.data) for array in record.values())
+        elif isinstance(record, ConfigRecord):
+            size += len(repr(dict(record)))
+        else:
+            size += 8 * len(record)
+    return size
+
+
+def _record(content: RecordDict, name: str, kind: type[R]) -> R | None:
+    """The record of this name, if there is one and it is of this kind.
+
+    Not by `content.array_records` and its like: what they return refers to the content, which
+    keeps it, so that a model's memory would wait for the garbage collector.
+    """
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
 
 
 def _array(flat: NDArray[np.float32]) -> ArrayRecord:
-    return ArrayRecord({"packed": Array(flat)})
+    """One array, as numpy writes it; written here, since numpy would hold it three times."""
+    values = np.ascontiguousarray(flat, dtype="<f4")
+    data = b"".join((_header(values.size), values.data))
+    return ArrayRecord({"packed": Array("float32", (values.size,), "numpy.ndarray", data)})
+
+
+def _digest(record: ArrayRecord) -> str:
+    return hashlib.sha256(record["packed"].data).hexdigest()
+
+
+def _unsigned(content: RecordDict, verify: Verify | None, *, kind: str, site: str) -> RecordDict:
+    """The content without its signature; raises SiteRefusal where that is missing or wrong."""
+    rest = RecordDict({name: record for name, record in content.items() if name != "signature"})
+    if verify is not None:
+        record = _record(content, "signature", ConfigRecord)
+        signature = None if record is None or set(record) != {"ed25519"} else record["ed25519"]
+        if not (
+            isinstance(signature, bytes)
+            and verify(_signed_text(rest, kind=kind, site=site), signature)
+        ):
+            raise SiteRefusal(RefusalCode.BAD_SIGNATURE)
+    return rest
+
+
+def _signed_text(content: RecordDict, *, kind: str, site: str) -> bytes:
+    """What is signed, as canonical JSON; the study's own text is in it by its hash."""
+    asked = {
+        name: {key: value for key, value in record.items() if key != "study"}
+        for name, record in content.items()
+        if isinstance(record, ConfigRecord)
+    }
+    said = {"fedward": "asked of a site, 1", "kind": kind, "site": site, "asked": asked}
+    return json.dumps(said, sort_keys=True, separators=(",", ":"), default=repr).encode()
 
 
 def _flat(content: RecordDict, name: str) -> NDArray[np.float32] | None:
@@ -134,7 +293,7 @@ def _flat(content: RecordDict, name: str) -> NDArray[np.float32] | None:
     The bytes must be what numpy writes for an array of their length, so no parser ever meets a
     header that somebody else composed.
     """
-    record = content.array_records.get(name)
+    record = _record(content, name, ArrayRecord)
     if record is None or list(record) != ["packed"] or record["packed"].stype != "numpy.ndarray":
         return None
     data = record["packed"].data

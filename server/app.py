@@ -11,7 +11,8 @@ from flwr.serverapp import Grid, ServerApp
 from common.compute import settle
 from common.config import Study, parse
 from common.models import pack, study_model, trained_layout
-from server.rounds import Federation, run_rounds
+from server.exchange import Federation
+from server.rounds import run_rounds
 
 app = ServerApp()
 

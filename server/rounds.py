@@ -1,10 +1,14 @@
-"""The rounds of a study: instruct, check, spool, average, checkpoint; on any Flower Grid."""
+"""The rounds of a study: instruct, check, spool, average, checkpoint; on any Flower Grid.
+
+With each reply a site shows the head of its receipts; the next instruction repeats it, so that a
+site whose records were put back to an old copy finds out. At the end each site signs a statement.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +18,16 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from common.config import Study
-from common.errors import RefusalCode, RunFailed, SiteRefusal
+from common.chain import Head
+from common.errors import RefusalCode, RunFailed
 from common.messages import (
     EVALUATE,
     TRAIN,
     Instruction,
-    decode_refusal,
     decode_reply,
     encode_instruction,
     payload_bytes,
+    with_known_head,
 )
 from common.models import Layout, weights_sha256
 from server.aggregation import Spool, problem
@@ -31,23 +35,14 @@ from server.checkpoint import (
     Checkpoint,
     append_history,
     last_checkpoint,
+    read_history,
     truncate_history,
     write_checkpoint,
 )
+from server.exchange import Federation, refusal_of, replies
+from server.statements import collect_statements
 
 logger = logging.getLogger("fedward.server")
-_POLL_S = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Federation:
-    """One leg of a study: its fold, its sites by Flower's node id, and where it is written."""
-
-    study: Study
-    fold: int  # 0: the study has one split
-    sites: Mapping[int, str]
-    layout: Layout
-    out: Path
 
 
 @dataclass(slots=True)
@@ -55,6 +50,7 @@ class _Round:
     """What one round's replies brought."""
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)  # of the sites' receipts
     left_out: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
@@ -72,10 +68,12 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
     folder, history = out / "checkpoints", out / "history.jsonl"
     state = last_checkpoint(folder, study_sha256=study.sha256) or Checkpoint(0, initial)
     truncate_history(history, after_round=state.round_number)
+    heads = _known_heads(history)
     for round_number in range(state.round_number + 1, study.training.rounds + 1):
         started = time.monotonic()
         spool = Spool(out / "spool")
-        outcome = _collect(grid, federation, state.weights, round_number, spool)
+        outcome = _collect(grid, federation, state.weights, round_number, spool, heads)
+        heads |= outcome.heads
         if len(spool.sites) < study.federation.min_sites:
             raise RunFailed(_too_few(federation, outcome, round_number, len(spool.sites)))
         joined = spool.sites
@@ -85,8 +83,10 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
         append_history(history, line)
         write_checkpoint(folder, state, study_sha256=study.sha256)
         _report(federation, outcome, round_number, len(joined))
-    closing = _collect(grid, federation, state.weights, study.training.rounds + 1, None)
-    append_history(history, _line(federation, state, closing) | {"closing": True})
+    closing = _collect(grid, federation, state.weights, study.training.rounds + 1, None, heads)
+    missing = collect_statements(grid, federation)
+    line = _line(federation, state, closing) | {"closing": True, "without_statement": missing}
+    append_history(history, line)
     return state
 
 
@@ -96,6 +96,7 @@ def _collect(
     weights: NDArray[np.float32],
     round_number: int,
     spool: Spool | None,
+    heads: Mapping[str, str],
 ) -> _Round:
     """Send one message a site, take each reply as it comes; without a spool, only evaluate."""
     outcome = _Round()
@@ -103,11 +104,14 @@ def _collect(
     study = federation.study
     content = encode_instruction(Instruction(study, federation.fold, round_number, weights))
     messages = [
-        Message(content, node, kind, group_id=str(round_number)) for node in federation.sites
+        Message(
+            with_known_head(content, _head(heads, site)), node, kind, group_id=str(round_number)
+        )
+        for node, site in federation.sites.items()
     ]
     outcome.bytes_down = payload_bytes(content) * len(messages)
     waiting = set(federation.sites.values())
-    for reply, node in _replies(grid, messages, study.federation.round_timeout_s):
+    for reply, node in replies(grid, messages, study.federation.round_timeout_s):
         site = federation.sites[node]
         waiting.discard(site)
         reason = _take(reply, site, federation.layout, spool, outcome)
@@ -117,34 +121,12 @@ def _collect(
     return outcome
 
 
-def _replies(
-    grid: Grid, messages: list[Message], timeout_s: float
-) -> Iterator[tuple[Message, int]]:
-    """Replies with the nodes that were asked, as they arrive, until all are in or time is over."""
-    pushed = set(grid.push_messages(messages))  # which also gives each message its id
-    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    waiting = pushed & asked.keys()
-    deadline = time.monotonic() + timeout_s
-    while waiting:
-        arrived = list(grid.pull_messages(waiting))
-        if not arrived and time.monotonic() > deadline:
-            return  # what is in is taken, so an engine that works in turn never runs late
-        for reply in arrived:
-            # Not by its sender: Flower itself answers, as the server, for a site that is gone.
-            message_id = reply.metadata.reply_to_message_id
-            waiting.discard(message_id)
-            yield reply, asked[message_id]
-        if not arrived:
-            time.sleep(_POLL_S)
-
-
 def _take(
     reply: Message, site: str, layout: Layout, spool: Spool | None, outcome: _Round
 ) -> str | None:
     """Check one reply and keep what is good; returns why it was left out, or None."""
     if reply.has_error():
-        code = decode_refusal(reply.error)
-        return f"{code.value}: {SiteRefusal(code)}" if code else "the site's process failed"
+        return refusal_of(reply)
     outcome.bytes_up += payload_bytes(reply.content)
     try:
         answer = decode_reply(reply.content)
@@ -156,7 +138,21 @@ def _take(
             return f"bad reply: {reason}"
         spool.accept(site, answer.weights)
     outcome.metrics[site] = dict(answer.metrics)
+    if answer.head is not None:
+        outcome.heads[site] = str(answer.head)
     return None
+
+
+def _known_heads(history: Path) -> dict[str, str]:
+    """The last head that each site has shown, from the rounds that are kept."""
+    heads: dict[str, str] = {}
+    for line in read_history(history):
+        heads |= line["heads"]
+    return heads
+
+
+def _head(heads: Mapping[str, str], site: str) -> Head | None:
+    return Head.parse(heads[site]) if site in heads else None
 
 
 def _line(federation: Federation, state: Checkpoint, outcome: _Round) -> dict[str, Any]:
@@ -166,6 +162,7 @@ def _line(federation: Federation, state: Checkpoint, outcome: _Round) -> dict[st
         "fold": federation.fold,
         "weights_sha256": weights_sha256(state.weights, federation.layout),
         "metrics": outcome.metrics,
+        "heads": outcome.heads,
         "left_out": outcome.left_out,
         "bytes_up": outcome.bytes_up,
         "bytes_down": outcome.bytes_down,

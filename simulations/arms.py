@@ -68,8 +68,8 @@ def train_arm(
             data_fingerprint=fingerprint.hexdigest(),
         )
         if arm.private:
-            declared = sum(cohort.site.declared_patients or 0 for cohort in chosen)
-            plan = privacy_plan(study, declared_patients=declared)
+            declared = sum(cohort.site.declared(study.privacy.unit) or 0 for cohort in chosen)
+            plan = privacy_plan(study, declared=declared)
             train_private(module, examples, study, plan=plan, secret=secret, device=device)
         else:
             size = study.training.batch_size * len(chosen)

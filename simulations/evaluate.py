@@ -41,6 +41,8 @@ from common.metrics import (
     evaluate_by_site,
 )
 from common.models import ModelCard, load, read_card, trained_part
+from common.privacy.epsilon import Unit as PrivacyUnit
+from common.privacy.not_covered import not_covered
 from common.report import (
     DataLabel,
     PrivacyStatement,
@@ -54,7 +56,7 @@ from common.report import (
 )
 from simulations.folder import legs, read_split, write_json
 from simulations.report import intervals, limitations
-from simulations.result import RESAMPLES, not_covered, versions
+from simulations.result import RESAMPLES, versions
 from simulations.sites import data_label, simulated_sites
 
 ALL_PATIENTS = (
@@ -327,7 +329,8 @@ def _privacy(scored: Sequence[Scored]) -> PrivacyStatement:
     alike = all(one.card.privacy == privacy for one in scored)
     enabled = alike and "epsilon" in privacy
     each = "; ".join(f"{one.name}: {one.card.privacy['sentence']}" for one in scored)
-    units = {one.card.privacy.get("unit") for one in scored if "epsilon" in one.card.privacy}
+    promises = [one.card.privacy for one in scored if "epsilon" in one.card.privacy]
+    units = {str(promise.get("unit", PrivacyUnit.PATIENT)) for promise in promises}
     return PrivacyStatement(
         enabled=enabled,
         guarantee=str(privacy.get("guarantee", privacy["sentence"])) if alike else each,
@@ -336,8 +339,14 @@ def _privacy(scored: Sequence[Scored]) -> PrivacyStatement:
         adjacency=str(privacy.get("adjacency", "none")),
         trust_model=str(privacy.get("trust_model", "none")),
         randomness=str(privacy.get("randomness", "none")),
-        not_covered=not_covered("exam" if "exam" in units else "patient") if units else (),
+        not_covered=_not_covered(units),
     )
+
+
+def _not_covered(units: set[str]) -> tuple[str, ...]:
+    """What the promises of models leave open, whatever unit each of them hides."""
+    sentences = [line for unit in sorted(units) for line in not_covered(PrivacyUnit(unit))]
+    return tuple(dict.fromkeys(sentences))
 
 
 def _text(scored: Scored) -> str:

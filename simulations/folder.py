@@ -26,6 +26,10 @@ class Leg:
         """The federated model, there when the leg is done."""
         return self.out / "model.safetensors"
 
+    def state(self, site: str) -> Path:
+        """The state folder of a simulated site: its ledger, receipts and replies."""
+        return self.out / "sites" / site / "state"
+
 
 def legs(study: Study, out: Path) -> tuple[Leg, ...]:
     """A study without folds has one leg, the run directory itself; else one folder a fold."""

@@ -15,20 +15,18 @@ from client.cohort import Cohort
 from common.config import Study
 from common.metrics import POOLED, Evaluation, Predictions, compare, evaluate_by_site
 from common.models import ModelCard
+from common.privacy.epsilon import Unit
+from common.privacy.not_covered import not_covered
 from common.report.content import HEADLINE, Comparison, DataLabel
 from simulations.arms import FEDERATED
 from simulations.partition import Partition
 from simulations.statements import (
     GUARANTEE,
-    NOT_COVERED,
     all_folds_epsilon,
     epsilon_of,
 )
 
 RESAMPLES = 1000
-SEVERAL_EXAMS = (
-    "a patient with several exams: the data don't say whose an exam is, so their epsilons add up"
-)
 _PACKAGES = ("fedward", "flwr", "torch", "torchvision", "opacus", "numpy", "pydicom", "grpcio")
 
 
@@ -116,13 +114,8 @@ class RunResult:
             "guarantee": GUARANTEE,
             "target_epsilon": settings.target_epsilon,
             "target_delta": settings.target_delta,
-            "not_covered": list(not_covered(settings.unit)),
+            "not_covered": list(not_covered(Unit(settings.unit))),
         }
-
-
-def not_covered(unit: str) -> tuple[str, ...]:
-    """What a promise to each `unit` leaves out; exams of a patient count as strangers."""
-    return (*NOT_COVERED, SEVERAL_EXAMS) if unit == "exam" else NOT_COVERED
 
 
 def versions() -> dict[str, str]:

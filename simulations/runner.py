@@ -142,7 +142,10 @@ def _train_leg(
             "fold": leg.fold,
             "out": str(leg.out),
         }
-        texts = {name: site.model_dump_json() for name, site in sites.items()}
+        texts = {
+            name: site.model_copy(update={"state": leg.state(name)}).model_dump_json()
+            for name, site in sites.items()
+        }
         ENGINES[engine](server_app, client_app, run_config=config, sites=texts)
         last = last_checkpoint(leg.out / "checkpoints", study_sha256=study.sha256)
         assert last is not None  # a leg that ends well has at least one round

@@ -16,20 +16,11 @@ from simulations.arms import Arm
 GUARANTEE = "none (seeded)"
 NO_PRIVACY = "none: trained without differential privacy"
 
-# What differential privacy of the training does not cover; in every report.
-NOT_COVERED = (
-    "metrics of the incoming model that a site's policy releases (exact values of test patients)",
-    "the declared number of patients of each site (public by agreement)",
-    "which sites took part in which round, and that a site with unreadable data refuses",
-    "choices made after looking at results: learning rates, number of rounds, which model to keep",
-    "a patient with images at two sites: their epsilons add up",
-)
-
 
 def site_plan(study: Study, site: SiteSettings) -> PrivacyPlan:
     """What a site will run under privacy; raises BadInput naming the site."""
     try:
-        return privacy_plan(study, declared_patients=site.declared_patients or 0)
+        return privacy_plan(study, declared=site.declared(study.privacy.unit))
     except BadInput as error:
         raise BadInput(f"site {site.name}: {error}") from None
 
@@ -47,7 +38,7 @@ def round_note(study: Study) -> Callable[[int], str]:
         return lambda _: ""
 
     def note(round_number: int) -> str:
-        plan = privacy_plan(study, declared_patients=1)  # epsilon doesn't depend on the number
+        plan = privacy_plan(study, declared=1)  # epsilon doesn't depend on the number
         epsilon = plan.epsilon_after(round_number, randomness=Randomness.SEEDED)
         return f", epsilon so far {rounded_up(epsilon.value)}"
 
@@ -74,8 +65,8 @@ def arm_statement(study: Study, arm: Arm, sites: Mapping[str, SiteSettings]) -> 
     """The privacy statement of a model that was trained for comparison."""
     if not arm.private:
         return _statement(None)
-    declared = sum(sites[name].declared_patients or 0 for name in arm.sites)
-    plan = privacy_plan(study, declared_patients=declared)
+    declared = sum(sites[name].declared(study.privacy.unit) or 0 for name in arm.sites)
+    plan = privacy_plan(study, declared=declared)
     epsilon = plan.epsilon_after(
         study.training.rounds, randomness=Randomness.SEEDED, trust_model=TrustModel.CENTRAL
     )

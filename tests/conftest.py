@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +27,7 @@ simulation: {data: manifest.csv}
 """
 
 WriteTiny = Callable[..., Path]
+Enrol = Callable[..., Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -92,6 +95,45 @@ def _picture(key: list[int], bright: int) -> NDArray[np.uint8]:
     """(32, 32) noise around the class's grey."""
     noise = np.random.default_rng(key).integers(-40, 40, size=(32, 32))
     return (80 + 100 * bright + noise).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def enrol() -> Enrol:
+    """Makes a federation in a new folder: authority, server, and enrolled sites.
+
+    Returns its federation.yaml. Each site has a folder of its name there, with site.yaml; the
+    server's port on this machine was free a moment ago.
+    """
+    from client.enrolment import certificate_request
+    from client.keys import open_keys
+    from server import provision
+
+    def enrol(folder: Path, sites: Mapping[str, str], **more: object) -> Path:
+        folder.mkdir(parents=True)
+        now = datetime.datetime.now(datetime.UTC)
+        provision.make_authority(folder, name="test", now=now)
+        provision.make_server_certificate(folder, host="127.0.0.1", now=now)
+        provision.make_coordinator_key(folder)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        lines = [f"server: {address}", f"listen: {address}"]
+        lines += [f"{key}: {value}" for key, value in more.items()] + ["sites:"]
+        for name, settings in sites.items():
+            home = folder / name
+            request = certificate_request(open_keys(home / "state").node, site=name)
+            certificate = provision.sign_request(folder, request, site=name, now=now)
+            (home / "site.pem").write_bytes(certificate)
+            (home / "site.yaml").write_text(
+                f"name: {name}\nstate: state\n{settings}\n"
+                f"link: {{server: '{address}', authority: ../ca.pem, "
+                "coordinator: ../coordinator.pem}\n"
+            )
+            lines.append(f"  {name}: {{node_key: {provision.node_key(request)}}}")
+        (folder / "federation.yaml").write_text("\n".join(lines) + "\n")
+        return folder / "federation.yaml"
+
+    return enrol
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import fedward
+from common.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(ROOT / "fedward.py")]
@@ -32,7 +33,11 @@ CONTRACT = {
         "--out", "--resume", "--json",
     },
     "evaluate": {"--data", "--by", "--out", "--json"},
+    "models": {"--probe", "--json"},
     "privacy plan": {"--data", "--set", "--json"},
+    "privacy ledger show": {"--json"},
+    "privacy ledger verify": {"--head"},
+    "privacy ledger restore": {"--study"},
     "data phantom": {"--patients", "--hospitals", "--seed", "--shift", "--label-noise"},
     "data pull": {
         "--out", "--modality", "--list", "--from", "--to", "--study-description",
@@ -41,6 +46,12 @@ CONTRACT = {
     "data check": {"--json"},
     "data manifest": {"--out", "--site", "--folders", "--pictures"},
     "data prune": {"--older-than"},
+    "server": {"--federation", "--set", "--out", "--resume"},
+    "site status": {"--json"},
+    "site approve": set(),
+    "site withdraw": set(),
+    "site run": set(),
+    "site receipts": {"--verify", "--head", "--json"},
     "schema": {"--yaml", "--json"},
 }  # fmt: skip
 
@@ -65,14 +76,11 @@ def process(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess
 
 def commands() -> dict[str, click.Command]:
     """Every command by its words."""
-    group = typer.main.get_command(fedward.app)
-    assert isinstance(group, click.Group)
-    found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            found |= {f"{name} {inner}": each for inner, each in command.commands.items()}
-        else:
-            found[name] = command
+    found = {"": typer.main.get_command(fedward.app)}
+    while groups := {name: each for name, each in found.items() if isinstance(each, click.Group)}:
+        for name, group in groups.items():
+            del found[name]
+            found |= {f"{name} {inner}".strip(): each for inner, each in group.commands.items()}
     return found
 
 
@@ -96,7 +104,7 @@ def test_every_command_is_in_the_contract() -> None:
             assert isinstance(parameter, click.Argument) or parameter.help
 
 
-@pytest.mark.parametrize("name", ["", "privacy", "data", *CONTRACT])
+@pytest.mark.parametrize("name", ["", "privacy", "privacy ledger", "data", "site", *CONTRACT])
 def test_help_comes_at_once(name: str, tmp_path: Path) -> None:
     """--help takes less than half a second of CPU: nothing heavy is imported for it."""
     seconds = []
@@ -335,7 +343,7 @@ BAD_INPUT: dict[str, tuple[Break, tuple[str, ...], tuple[str, ...]]] = {
         ("privacy", "plan", "study.yaml", *PRIVATE, "--set", "privacy.target_delta=1e-4"),
         ("privacy.target_delta", "at most 1e-05"),
     ),
-    "unknown schema": (fine, ("schema", "studi"), ("study or site", "studi")),
+    "unknown schema": (fine, ("schema", "studi"), ("study, site or federation", "studi")),
     "no model": (
         fine,
         ("evaluate", "nothing", "--data", "manifest.csv"),
@@ -488,6 +496,38 @@ def test_a_plan_prints_every_site(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     assert all(name in printed.stdout for name in ("east", "north", "west", "sigma"))
     numbers = json.loads(fedward_says("privacy", "plan", "study.yaml", *PRIVATE, "--json").stdout)
     assert set(numbers["sites"]) == {"east", "north", "west"}
+
+
+def test_the_models_are_listed_at_once(tmp_path: Path) -> None:
+    """models takes less than a second: it reads a table, and neither torch nor opacus."""
+    before = _children_seconds()
+    printed = process("models", folder=tmp_path)
+    assert _children_seconds() - before < 1
+    numbers = json.loads(fedward_says("models", "--json").stdout)
+    assert set(numbers) == set(CATALOGUE)
+    for name, line in numbers.items():
+        assert set(line) == {"parameters", "smallest_image_px", "noise_norm", "purpose"}
+        (row,) = (row for row in printed.stdout.splitlines() if row.startswith(f"{name} "))
+        assert f"{line['parameters']:,}" in row
+        assert line["purpose"] in row
+
+
+def test_a_probe_takes_a_step_of_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """models --probe prints the same lines with what a step takes, as a table or JSON."""
+    from simulations import probe
+
+    measured = (
+        probe.Probe("cnn-small", {kind: probe.Step(0.5, 20.0) for kind in probe.KINDS}),
+        probe.Probe("vit-tiny", {kind: probe.Step(problem="too big.") for kind in probe.KINDS}),
+    )
+    monkeypatch.setattr(probe, "probe_models", lambda on_step: measured)
+    printed = fedward_says("models", "--probe")
+    assert printed.exit_code == 0, printed.stderr
+    assert "0.5 s, 20 MiB" in printed.stdout
+    assert "vit-tiny, fast: too big." in printed.stdout
+    numbers = json.loads(fedward_says("models", "--probe", "--json").stdout)
+    assert numbers["cnn-small"]["steps"]["fast"] == {"seconds": 0.5, "peak_mib": 20}
+    assert (numbers["cnn-small"]["private"], numbers["vit-tiny"]["private"]) == (True, False)
 
 
 @pytest.mark.parametrize("which", ["study", "site"])

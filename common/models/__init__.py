@@ -1,6 +1,7 @@
 """Networks, their weights as one array, and their files: `from common.models import load`."""
 
 from common.models.classifier import Classifier
+from common.models.dropout import redraw_dropout
 from common.models.files import ModelCard, load, read_card, save
 from common.models.registry import (
     MODELS,
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "pack",
     "read_card",
+    "redraw_dropout",
     "save",
     "study_model",
     "trained_layout",

@@ -3,9 +3,11 @@
 Its marks: a volume goes through 2D convolutions as a stack of slices, each normalised by itself;
 halving is preceded by a blur (Zhang, ICML 2019, arXiv:1904.11486), so that a lesion doesn't vanish
 between two samples; the maximum over the plane, and then over the slices, is what counts, since a
-tear shows in few pixels of few slices. The slices are pooled by `planes.py`, as for every backbone.
-Unlike the original, one trunk serves all planes and the first blocks have 3x3 kernels: fewer
-parameters, hence less noise, and half the time.
+tear shows in few pixels of few slices. Nothing is normalised just before that maximum: it would be
+measured against the few values around it, and the noise of a slice without a lesion would be
+raised to the size of one. The slices are pooled by `planes.py`, as for every backbone. Unlike the
+original, one trunk serves all planes and the first blocks have 3x3 kernels: fewer parameters, hence
+less noise, and half the time.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ class Elnet(nn.Module):
             self.widenings.append(_conv(before, width))
             self.blocks.append(_block(width, convolutions))
             before = width
-        self.last_norm = _norm(FEATURES)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):  # not all are normalised: keep the signal's scale
                 nn.init.kaiming_normal_(layer.weight)
@@ -43,7 +44,7 @@ class Elnet(nn.Module):
         for widening, block in zip(self.widenings, self.blocks, strict=True):
             maps = widening(_halved(maps)).relu()
             maps = maps + block(maps)
-        features: torch.Tensor = self.last_norm(maps).relu().amax(dim=(2, 3))
+        features: torch.Tensor = maps.amax(dim=(2, 3))
         return features  # (B, 64, H/32, W/32) -> (B, 64)
 
 

@@ -1,17 +1,22 @@
-"""The models that fedward trains: a new one is one file beside this and one line in `MODELS`."""
+"""The models that fedward trains: a new one is one file beside this and one line in `MODELS`.
+
+What it is for and what it costs is one line more, in `common/catalogue.py`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
+from common.catalogue import CATALOGUE
 from common.config import CHANNELS, Study
 from common.errors import BadInput
-from common.models import cnn_small, elnet, frozen_efficientnet_lite0
+from common.models import cnn_li2014, cnn_small, elnet, frozen_efficientnet_lite0, resnet, vit
 from common.models.classifier import Classifier
 from common.models.planes import PlanesHead, Pooling, SliceEncoder
 
@@ -21,7 +26,8 @@ class Shape:
     """What a model is built for: pictures or volumes, and some classes.
 
     Pictures are (channels, image_size_px, image_size_px). With `planes` >= 1, images are volumes
-    (planes, slices, image_size_px, image_size_px) of grey slices.
+    (planes, slices, image_size_px, image_size_px) of grey slices. `patch_px` is for transformers
+    only; None: as `vit.py` says.
     """
 
     classes: int
@@ -29,6 +35,7 @@ class Shape:
     image_size_px: int
     planes: int = 0
     slices: int = 0
+    patch_px: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +44,45 @@ class Entry:
 
     build: Callable[[Shape], nn.Module]  # (B, channels, px, px) -> (B, features)
     features: int
-    smallest_image_px: int
+    has_patches: bool = False
+
+
+def _resnet(kind: Literal[18, 50], features: int) -> Entry:
+    def build(shape: Shape) -> nn.Module:
+        return resnet.ResNet(kind, channels=shape.channels, image_size_px=shape.image_size_px)
+
+    return Entry(build, features)
+
+
+def _vit(width: int, heads: int) -> Entry:
+    def build(shape: Shape) -> nn.Module:
+        return vit.Vit(
+            channels=shape.channels,
+            image_size_px=shape.image_size_px,
+            patch_px=shape.patch_px,
+            width=width,
+            heads=heads,
+        )
+
+    return Entry(build, features=width, has_patches=True)
 
 
 MODELS: dict[str, Entry] = {
-    "cnn-small": Entry(
-        lambda shape: cnn_small.CnnSmall(channels=shape.channels),
-        features=cnn_small.FEATURES,
-        smallest_image_px=8,
-    ),
-    "elnet-like": Entry(
-        lambda shape: elnet.Elnet(channels=shape.channels),
-        features=elnet.FEATURES,
-        smallest_image_px=32,
-    ),
+    "cnn-small": Entry(lambda s: cnn_small.CnnSmall(channels=s.channels), cnn_small.FEATURES),
+    "elnet-like": Entry(lambda s: elnet.Elnet(channels=s.channels), elnet.FEATURES),
     "frozen-efficientnet-lite0": Entry(
-        lambda _shape: frozen_efficientnet_lite0.FrozenEfficientNetLite0(),
-        features=frozen_efficientnet_lite0.FEATURES,
-        smallest_image_px=32,
+        lambda _: frozen_efficientnet_lite0.FrozenEfficientNetLite0(),
+        frozen_efficientnet_lite0.FEATURES,
     ),
+    "cnn-li2014": Entry(
+        lambda s: cnn_li2014.CnnLi2014(channels=s.channels, image_size_px=s.image_size_px),
+        cnn_li2014.FEATURES,
+    ),
+    "resnet18": _resnet(18, features=512),
+    "resnet50": _resnet(50, features=2048),
+    "vit-tiny": _vit(width=192, heads=3),
+    "vit-small": _vit(width=384, heads=6),
+    "vit-base": _vit(width=768, heads=12),
 }
 
 
@@ -69,17 +96,22 @@ def build_model(name: str, shape: Shape, *, seed: int, pooling: Pooling = "max")
         pooling: how a volume's slices become one; pictures have none.
 
     Raises:
-        BadInput: an unknown name or images too small for it.
+        BadInput: an unknown name, images too small for it, or patches that don't fit.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.3)
         meant = f" Did you mean {near[0]}?" if near else ""
         raise BadInput(f"model.name must be one of {', '.join(MODELS)}; got {name}.{meant}")
-    entry = MODELS[name]
-    if shape.image_size_px < entry.smallest_image_px:
+    entry, smallest = MODELS[name], CATALOGUE[name].smallest_image_px
+    if shape.image_size_px < smallest:
         raise BadInput(
-            f"data.image_size_px must be at least {entry.smallest_image_px} for model {name}; "
+            f"data.image_size_px must be at least {smallest} for model {name}; "
             f"got {shape.image_size_px}. Raise it in the study."
+        )
+    if shape.patch_px is not None and not entry.has_patches:
+        raise BadInput(
+            f"model.patch_px must be left out for model {name}, which has no patches; "
+            f"got {shape.patch_px}. Remove it from the study."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,7 +139,14 @@ def _assemble(entry: Entry, shape: Shape, pooling: Pooling) -> Classifier:
 def study_model(study: Study) -> Classifier:
     """The model that a study trains, with the initial weights of its seed."""
     data = study.data
-    shape = Shape(len(study.classes), CHANNELS, data.image_size_px, data.planes, data.slices or 0)
+    shape = Shape(
+        len(study.classes),
+        CHANNELS,
+        data.image_size_px,
+        planes=data.planes,
+        slices=data.slices or 0,
+        patch_px=study.model.patch_px,
+    )
     return build_model(study.model.name, shape, seed=study.seed, pooling=study.model.pooling)
 
 

@@ -1,73 +1,50 @@
 """What noisy steps cost, by privacy-loss random variables (Gopi et al. 2021, arXiv:2106.02848).
 
-Opacus' PRV accountant is the judge, its RDP accountant gives the first bracket. Its GDP accountant
-is never used: it reports too little (2.76 for a true 6.72) when the noise changes on the way.
+Opacus' PRV accountant is the judge. Where it is slow, or knows nothing (several images a patient),
+dp-accounting's privacy-loss distributions are (Doroshenko et al. 2022, arXiv:2207.04380). Opacus'
+GDP accountant is never used: it reports too little (2.76 for a true 6.72) when the noise changes on
+the way.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
-from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from common.errors import BadInput
+from common.privacy.mechanism import History, Mechanism, merge
+from common.privacy.renyi import ORDERS, divergences
 
 _LARGEST_DELTA = 1e-5
-_LEAST_NOISE = 0.01  # of C: below, epsilon counts in thousands and floats overflow
+_LEAST_NOISE = 0.01  # of C
 _MOST_NOISE = 1e4
-_MOST_BINS = 2**23  # of the discretised privacy loss: 64 MB an array
-_PRV_CEILING = 300.0  # above, RDP alone: the number protects nobody and exp() would overflow
+_PRV_CEILING = 20.0  # of epsilon; above, the distributions are ten times faster
+_MOST_BINS = 2**23  # of a discretised privacy loss: 64 MB an array
 _RDP_ORDERS = [*range(2, 64), 96, 128, 256]  # Opacus' 90 fractional orders take seconds
 
 
-class NoisySteps(NamedTuple):
-    """A run of equal steps of the Poisson-subsampled Gaussian mechanism."""
-
-    noise_multiplier: float  # sigma / C
-    sampling_rate: float  # q, in [0, 1]
-    steps: int
-
-
-def merge(history: Iterable[tuple[float, float, int]]) -> tuple[NoisySteps, ...]:
-    """The history with equal mechanisms added up, in a fixed order: same epsilon, far faster.
-
-    >>> merge([(2.0, 0.04, 20), (2.0, 0.04, 30), (1.0, 0.04, 0)])
-    (NoisySteps(noise_multiplier=2.0, sampling_rate=0.04, steps=50),)
-    """
-    steps: Counter[tuple[float, float]] = Counter()
-    for noise_multiplier, sampling_rate, count in history:
-        if not (noise_multiplier >= 0 and 0 <= sampling_rate <= 1 and count >= 0):
-            raise ValueError(
-                "a mechanism needs noise_multiplier >= 0, sampling_rate in [0, 1], steps >= 0; "
-                f"got {(noise_multiplier, sampling_rate, count)}."
-            )
-        steps[noise_multiplier, sampling_rate] += count
-    return tuple(
-        NoisySteps(sigma, q, count) for (sigma, q), count in sorted(steps.items()) if q and count
-    )
-
-
-def epsilon_spent(history: Iterable[tuple[float, float, int]], *, delta: float) -> float:
+def epsilon_spent(history: History, *, delta: float) -> float:
     """An upper bound on epsilon after all of `history`, for adding or removing one unit.
 
     Args:
-        history: (noise_multiplier, sampling_rate, steps), each a Poisson-subsampled Gaussian.
+        history: (noise_multiplier, sampling_rate, steps), each a Poisson-subsampled Gaussian; with
+            a fourth number, the images a patient owns, the unit is the patient who owns them.
         delta: in (0, 1).
 
     Returns:
-        epsilon >= 0, at most about 0.3 % above the exact value (RDP's looser bound beyond 100).
+        epsilon >= 0, never below dp-accounting's pessimistic estimate, and at most 1 % or 0.005
+        above it, whichever is larger.
 
     Raises:
         ValueError: a mechanism or delta out of range.
 
     Formal guarantees:
         Valid for mechanisms that were fixed before the first result was seen. Whoever picks the
-        next study's parameters after seeing the last one's results needs an RDP filter instead.
+        next study's parameters after seeing the last one's results needs `lifetime_epsilon`.
 
     Edge cases:
         ==========================================  =======
@@ -82,38 +59,86 @@ def epsilon_spent(history: Iterable[tuple[float, float, int]], *, delta: float) 
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(history: tuple[NoisySteps, ...], delta: float) -> float:
-    from opacus.accountants import PRVAccountant
-
-    bound = _rdp_epsilon(history, delta)
-    if not 0 < bound <= _PRV_CEILING:
+def _epsilon(history: tuple[Mechanism, ...], delta: float) -> float:
+    if not history:
+        return 0.0
+    bound = _renyi_epsilon(history, delta)
+    if not 0 < bound < math.inf:
         return bound
     steps = sum(mechanism.steps for mechanism in history)
-    mesh_per_error = 1 / math.sqrt(steps * math.log(12_000 / delta) / 2)  # as Opacus sets it
-    finest = 2 * (2 * bound + 3) / (_MOST_BINS * mesh_per_error)
+    error = min(0.01, max(0.001, 0.003 * bound))
+    bins = 2 * (2 * bound + 3) / error * math.sqrt(steps * math.log(12_000 / delta) / 2)
+    alone = all(mechanism.images == 1 for mechanism in history)
+    if alone and bound <= _PRV_CEILING and bins <= _MOST_BINS:
+        tight = _prv_epsilon(history, delta, error=error)
+        if math.isfinite(tight):
+            return min(tight, bound)
+    return _pld_epsilon(history, delta, bound=bound)
+
+
+def _prv_epsilon(history: tuple[Mechanism, ...], delta: float, *, error: float) -> float:
+    """Opacus' upper bound, `error` of which is numerical; inf where its own checks failed."""
+    from opacus.accountants import PRVAccountant, RDPAccountant
+
+    RDPAccountant.DEFAULT_ALPHAS = _RDP_ORDERS  # for the PRV accountant's inner bracket
     accountant = PRVAccountant()
-    accountant.history = list(history)
+    accountant.history = [(sigma, q, steps) for sigma, q, steps, _ in history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):  # log(0) at q = 1
-        warnings.filterwarnings("ignore", message="Optimal order")  # RDP's bound holds at any
+        warnings.filterwarnings("ignore", message="Optimal order")  # a bracket holds at any
         try:
-            tight = accountant.get_epsilon(delta, eps_error=max(min(0.01, 0.003 * bound), finest))
-        except (RuntimeError, ValueError):  # its own numerical checks failed
-            return bound
-    return min(float(tight), bound) if math.isfinite(tight) else bound
+            tight = float(accountant.get_epsilon(delta, eps_error=error))
+        except (RuntimeError, ValueError):
+            return math.inf
+    return tight
 
 
-def _rdp_epsilon(history: tuple[NoisySteps, ...], delta: float) -> float:
-    """Renyi DP's looser bound: fast, and sound for every history."""
-    from opacus.accountants import RDPAccountant
+def _pld_epsilon(history: tuple[Mechanism, ...], delta: float, *, bound: float) -> float:
+    """dp-accounting's pessimistic estimate, the larger of both directions."""
+    interval = _interval(bound, history)
+    while bound / interval < _MOST_BINS:
+        with np.errstate(over="ignore"):
+            found = float(_losses(history, interval).get_epsilon_for_delta(delta))
+        bound = min(bound, found * (1 + 1e-9))  # in whatever order the steps were added up
+        # Too coarse a grid overflows, and a bound that was far too high had made it too coarse.
+        finer = _interval(bound, history) if math.isfinite(found) else interval / 10
+        if finer >= interval:
+            break
+        interval = finer
+    return bound
 
-    if any(mechanism.noise_multiplier < _LEAST_NOISE for mechanism in history):
-        return math.inf
-    RDPAccountant.DEFAULT_ALPHAS = _RDP_ORDERS  # for the PRV accountant's inner bracket, too
-    accountant = RDPAccountant()
-    accountant.history = list(history)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order")
-        return float(accountant.get_epsilon(delta))
+
+def _interval(bound: float, history: tuple[Mechanism, ...]) -> float:
+    """Between grid points: the power of ten next to 1/20 of a step's spread of privacy loss."""
+    steps = sum(mechanism.steps for mechanism in history)
+    spread = min(bound / 5, math.sqrt(bound)) / math.sqrt(steps)
+    return 10.0 ** min(0, max(-4, round(math.log10(spread / 20))))
+
+
+def _losses(history: tuple[Mechanism, ...], interval: float) -> Any:
+    """The distribution of the privacy loss, pessimistic, on a grid."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+    from scipy.stats import binom
+
+    total = pld.identity(value_discretization_interval=interval)
+    for sigma, q, steps, images in history:
+        if images == 1 or q == 1:
+            step = pld.from_gaussian_mechanism(
+                sigma / images, value_discretization_interval=interval, sampling_prob=q
+            )
+        else:  # so many of the patient's images are in a step; see renyi.py
+            joined = np.arange(images + 1)
+            share = binom.pmf(joined, images, q)
+            step = pld.from_mixture_gaussian_mechanism(
+                sigma, joined, share, value_discretization_interval=interval
+            )
+        total = total.compose(step.self_compose(steps))
+    return total
+
+
+def _renyi_epsilon(history: tuple[Mechanism, ...], delta: float) -> float:
+    """The looser bound of Renyi divergences: fast, and sound for every history."""
+    bounds = divergences(history) + np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
+    return max(0.0, float(bounds.min()))
 
 
 @lru_cache(maxsize=256)
@@ -147,23 +172,25 @@ def noise_multiplier_for(
             f"got {sampling_rate} and {steps}."
         )
 
-    def rdp_epsilon(sigma: float) -> float:
-        return _rdp_epsilon((NoisySteps(sigma, sampling_rate, steps),), delta)
+    def renyi_epsilon(sigma: float) -> float:
+        return _renyi_epsilon((Mechanism(sigma, sampling_rate, steps),), delta)
 
     def excess(log_sigma: float) -> float:
         spent = epsilon_spent([(math.exp(log_sigma), sampling_rate, steps)], delta=delta)
         return math.log(max(spent, 1e-12) / target_epsilon)
 
-    enough = _LEAST_NOISE
-    while rdp_epsilon(enough) > target_epsilon and enough < _MOST_NOISE:
+    enough = 1.0
+    while renyi_epsilon(enough) > target_epsilon and enough < _MOST_NOISE:
         enough *= 1.25
+    while renyi_epsilon(enough / 1.25) <= target_epsilon and enough / 1.25 > _LEAST_NOISE:
+        enough /= 1.25
     if excess(math.log(enough)) > 0:
         raise BadInput(
             f"No amount of noise keeps {steps} steps within epsilon {target_epsilon} at delta "
             f"{delta:g}. Raise the target or take fewer steps."
         )
     high = math.log(enough)
-    low = high - math.log(1.25)  # RDP needs some 10 % more noise than PRV: mostly one try
+    low = high - math.log(1.25)  # Renyi needs some 10 % more noise than PRV: mostly one try
     while excess(low) <= 0:
         low, high = low - math.log(1.25), low
     root: float = brentq(excess, low, high, xtol=2e-4)

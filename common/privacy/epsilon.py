@@ -77,6 +77,8 @@ itself; server and other sites need no trust; guarantee: none (seeded))
     @property
     def adjacency(self) -> str:
         """Which two data sets the bound compares: they differ by one unit's presence."""
+        if self.unit is Unit.IMAGE:
+            return "add/remove one image; a patient with several is hidden far less"
         return f"add/remove one {self.unit}"
 
     @property

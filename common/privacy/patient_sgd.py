@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.errors import BadInput
+from common.privacy.bookkeeping import BookKeeper
+from common.privacy.noise import Noise
 from common.privacy.sampling import PatientBatch
+
+Engine: TypeAlias = Literal["fast", "opacus", "plain"]
+"""How a group's clipped sum is made: the same up to rounding.
+
+fast: one backward pass for all patients (`bookkeeping.py`), for the layers that it has rules for;
+opacus: the gradients of each image, by Opacus' hooks, for Opacus' layers; the oracle of the tests;
+plain: an ordinary backward pass for each patient, for any layer that doesn't mix patients.
+"""
 
 Examples: TypeAlias = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
 """Rows (B,) -> inputs (B, ...) and targets (B, ...), on the module's device."""
@@ -31,8 +41,9 @@ def private_steps(
     max_grad_norm: float,
     noise_multiplier: float,
     expected_patients: float,
-    noise: np.random.Generator,
+    noise: Noise,
     max_images_at_once: int,
+    engine: Engine = "fast",
 ) -> Iterator[Callable[[PatientBatch], None]]:
     """Train `module` by clipped and noised steps; afterwards it is a plain module again.
 
@@ -41,18 +52,20 @@ def private_steps(
     `noise_multiplier` x C, divides by `expected_patients` and lets `optimizer` step.
 
     Args:
-        module: in train mode; Conv, Linear, Embedding, GroupNorm and LayerNorm layers. A layer
-            may see k rows of each image (the slices of a volume), an image's rows consecutive.
+        module: in train mode. A layer may see k rows of each image (the slices of a volume), an
+            image's rows consecutive, and may be called several times.
         optimizer: over exactly the module's trainable parameters.
         examples: loads the rows of a batch; each image from itself alone (no mixup).
         loss: one value for each image, from that image alone (no weights fitted to the data).
         max_grad_norm: C, > 0.
         noise_multiplier: sigma / C, >= 0; 0 clips without any privacy.
         expected_patients: public divisor, > 0: sampling rate x declared patients x training share.
-        noise: a stream of the round's secret that nothing else draws from.
+        noise: the round's own source (`noise_of`).
         max_images_at_once: memory bound, >= 1; a batch with more is worked through in groups of
             whole patients, and a patient with more in pieces. A patient alone in a group costs
-            little more than without privacy: with volumes, 1 is fastest.
+            little more than without privacy: with volumes, 1 is fastest. Where memory runs out all
+            the same, a group is halved and done again.
+        engine: how clipped sums are made.
 
     Yields:
         `step(batch)`; it returns nothing, since a training loss is not covered by the noise.
@@ -67,9 +80,11 @@ def private_steps(
         One step is the Gaussian mechanism with sensitivity C under adding or removing a patient.
         With batches from `poisson_batches` at rate q, T steps are accounted as
         (noise_multiplier, q, T) per patient. Public: every argument except `examples` and `noise`.
-        Sensitive: batches and their sizes, gradients, losses. Rounding of float32 sums may exceed
-        C by about 1e-6 of it at weights of ordinary size. Not covered: weights made absurd on
-        purpose can amplify rounding until a clipped gradient depends on who shares its group.
+        Sensitive: batches and their sizes, gradients, losses. What a patient adds to a group's sum
+        is at most C, whatever the weights (opacus: up to 1e-5 of C more, as its norms are float32
+        sums); the float32 sum of all of them is rounded by about 1e-6 of C. Not covered: weights
+        made absurd on purpose can amplify rounding until a patient's gradient depends on who
+        shares its group; `plain` has one patient a group and isn't touched by that.
 
     Edge cases:
         ===============================  ==================================================
@@ -90,7 +105,7 @@ def private_steps(
     stepped = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     if sorted(map(id, trainable)) != sorted(map(id, stepped)):
         raise ValueError("the optimizer must hold exactly the module's trainable parameters.")
-    refuse_unsupported(module)
+    refuse_unsupported(module, engine)
 
     from common.privacy._opacus import PatientOptimizer, image_hooks
 
@@ -101,28 +116,35 @@ def private_steps(
         expected_patients=expected_patients,
         noise=noise,
     )
+    books = BookKeeper(module)
 
-    def backward(rows: NDArray[np.int64], *, divisor: int) -> None:
-        _backward(module, rows, examples=examples, loss=loss, divisor=divisor)
+    def losses(rows: NDArray[np.int64]) -> Tensor:
+        return _losses(module, rows, examples=examples, loss=loss)
+
+    def add(group: PatientBatch, limit: int) -> None:
+        """Add a group's clipped sum, as the last thing: a fault before it has added nothing."""
+        group = tuple(sorted(group, key=len))  # as many images side by side: faster sums
+        rows, sizes = np.concatenate(group), [len(rows) for rows in group]
+        if len(group) == 1:
+            # A patient alone needs no gradients by image, so this is faster; and as gradients
+            # add up in place, the memory bound holds however many images the patient has.
+            for piece in _pieces(rows, limit):
+                (losses(piece).sum() / len(rows)).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+            private.add_patient()
+        elif engine == "fast":
+            private.add(
+                books.clipped(lambda: losses(rows), sizes, max_grad_norm=max_grad_norm).sums
+            )
+        else:
+            with hooks.on(images=len(rows)):
+                losses(rows).sum().backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+            private.add_by_image(sizes)
 
     def step(batch: PatientBatch) -> None:
-        groups = list(_whole_patients(batch, max_images_at_once))
-        for number, group in enumerate(groups, start=1):
-            private.signal_skip_step(number < len(groups))  # only the last one adds the noise
-            private.zero_grad(set_to_none=True)  # keeps the sum over this step's earlier groups
-            if len(group) == 1:
-                # A patient alone needs no gradients by image, so this is faster; and as gradients
-                # add up in place, the memory bound holds however many images the patient has.
-                for rows in _pieces(group[0], max_images_at_once):
-                    backward(rows, divisor=len(group[0]))
-                private.take_patient()
-            else:
-                if group:
-                    rows = np.concatenate(group)
-                    with hooks.on(images=len(rows)):
-                        backward(rows, divisor=1)
-                private.average_by_patient([len(rows) for rows in group])
-            private.step()
+        private.zero_grad(set_to_none=True)
+        for group in _whole_patients(batch, 1 if engine == "plain" else max_images_at_once):
+            _halved_until_it_fits(add, group, max_images_at_once, forget=private.forget_images)
+        private.step()
 
     with image_hooks(module) as hooks:
         try:
@@ -139,6 +161,7 @@ def clipped_sum(
     loss: Loss,
     max_grad_norm: float,
     max_images_at_once: int,
+    engine: Engine = "fast",
 ) -> tuple[Tensor, ...]:
     """What the noise is added to: the sum over patients of their clipped gradients.
 
@@ -161,29 +184,30 @@ def clipped_sum(
         max_grad_norm=max_grad_norm,
         noise_multiplier=0.0,
         expected_patients=1.0,
-        noise=np.random.default_rng(0),  # never drawn from
+        noise=lambda total, *, std: None,
         max_images_at_once=max_images_at_once,
+        engine=engine,
     ) as step:
         step(batch)
     return tuple(sums)
 
 
-def refuse_unsupported(module: nn.Module) -> None:
-    """Raise BadInput naming every layer of `module` that can't be trained privately.
+def refuse_unsupported(module: nn.Module, engine: Engine = "fast") -> None:
+    """Raise BadInput naming every layer of `module` that `engine` can't train privately.
 
     Per-image gradients that are silently wrong are clipped to the wrong norm, and nobody notices;
-    so whatever Opacus has no exact rule for is refused before the first image is read.
+    so whatever an engine has no exact rule for is refused before the first image is read.
     """
     from common.privacy._opacus import problems
 
-    if found := problems(module):
+    if found := problems(module, engine):
         raise BadInput(
             "This model can't be trained with differential privacy: " + "; ".join(found) + "."
         )
 
 
 def _whole_patients(batch: PatientBatch, limit: int) -> Iterator[PatientBatch]:
-    """The batch in groups of at most `limit` images; no patient is split, and one group at least.
+    """The batch in groups of at most `limit` images; no patient is split.
 
     A patient in two groups would be clipped twice and so count double.
     """
@@ -193,17 +217,49 @@ def _whole_patients(batch: PatientBatch, limit: int) -> Iterator[PatientBatch]:
             yield tuple(group)
             group = []
         group.append(rows)
-    yield tuple(group)
+    if group:
+        yield tuple(group)
+
+
+def _halved_until_it_fits(
+    add: Callable[[PatientBatch, int], None],
+    group: PatientBatch,
+    limit: int,
+    *,
+    forget: Callable[[], None],
+) -> None:
+    """Add a group of patients; when memory runs out, both its halves, of whole patients.
+
+    A patient alone goes in smaller pieces of images.
+    """
+    try:
+        return add(group, limit)
+    except (MemoryError, RuntimeError) as error:
+        images = min(limit, sum(map(len, group)))
+        if not _is_out_of_memory(error) or images == 1:
+            raise
+    forget()  # outside of the handler, whose traceback holds what filled the memory
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(group) // 2
+    for part in (group[:half], group[half:]) if half else (group,):
+        _halved_until_it_fits(add, part, limit if half else images // 2, forget=forget)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(error)  # torch has no type for it on the CPU
 
 
 def _pieces(rows: NDArray[np.int64], limit: int) -> list[NDArray[np.int64]]:
     return [rows[start : start + limit] for start in range(0, len(rows), limit)]
 
 
-def _backward(
-    module: nn.Module, rows: NDArray[np.int64], *, examples: Examples, loss: Loss, divisor: int
-) -> None:
-    """Add the gradients of the rows' losses, each divided by `divisor`, to the module's."""
+def _losses(
+    module: nn.Module, rows: NDArray[np.int64], *, examples: Examples, loss: Loss
+) -> Tensor:
+    """One loss for each image of `rows` (B,)."""
     inputs, targets = examples(rows)
     if len(inputs) != len(rows):
         raise ValueError(f"expected the inputs of {len(rows)} images; got {len(inputs)}.")
@@ -216,4 +272,4 @@ def _backward(
             f"the loss must give one value for each image, shape ({len(rows)},); "
             f'got {tuple(losses.shape)}. Use reduction="none".'
         )
-    (losses.sum() / divisor).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+    return losses

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from common.privacy.accounting import (
-    NoisySteps,
-    check_delta,
-    epsilon_spent,
-    merge,
-    noise_multiplier_for,
-)
+from common.privacy.accounting import check_delta, epsilon_spent, noise_multiplier_for
 from common.privacy.epsilon import Epsilon, Randomness, TrustModel, Unit
+from common.privacy.mechanism import Mechanism, merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +21,8 @@ class PrivacyPlan:
         steps_per_round: noisy steps in each round, >= 1.
         rounds: rounds of the whole study, >= 1.
         max_grad_norm: C, > 0.
-        images_per_patient: at most so many images of a unit in a step, >= 1.
+        images_per_patient: at most so many images of a unit in a step, >= 1; where images are the
+            unit, at most so many of a patient in the whole study.
         expected_patients: the divisor, > 0: q x declared patients x training share.
         delta: at most 1e-5 and at most 1 / (10 x declared patients).
     """
@@ -40,9 +37,25 @@ class PrivacyPlan:
     expected_patients: float
     delta: float
 
-    def history(self, rounds: int) -> tuple[NoisySteps, ...]:
+    def history(self, rounds: int) -> tuple[Mechanism, ...]:
         """What `rounds` rounds add to a unit's history of mechanisms."""
         return merge([(self.noise_multiplier, self.sampling_rate, rounds * self.steps_per_round)])
+
+    def patient_history(self, rounds: int) -> tuple[Mechanism, ...]:
+        """The same for whoever owns the units: with unit image, a patient of the most images."""
+        images = self.images_per_patient if self.unit is Unit.IMAGE else 1
+        return merge([one._replace(images=images) for one in self.history(rounds)])
+
+    def patient_epsilon_after(self, rounds: int, *, randomness: Randomness) -> Epsilon | None:
+        """What `rounds` rounds really cost such a patient; None where no number is worth printing.
+
+        The same as `epsilon_after` unless images are the unit.
+        """
+        value = epsilon_spent(self.patient_history(rounds), delta=self.delta)
+        unit = Unit.PATIENT if self.unit is Unit.IMAGE else self.unit
+        if not math.isfinite(value):
+            return None
+        return Epsilon(value=value, delta=self.delta, unit=unit, randomness=randomness)
 
     def epsilon_after(
         self,
@@ -50,7 +63,7 @@ class PrivacyPlan:
         *,
         randomness: Randomness,
         trust_model: TrustModel = TrustModel.LOCAL,
-        spent: tuple[NoisySteps, ...] = (),
+        spent: tuple[Mechanism, ...] = (),
     ) -> Epsilon:
         """Epsilon after `rounds` rounds, on top of what was `spent` on the same units before."""
         return Epsilon(
@@ -81,7 +94,8 @@ def plan(
         target_epsilon: in (0, 1000], per unit over all rounds.
         delta: see `check_delta`.
         unit: whose presence is hidden.
-        declared_patients: the site's public, rounded number of units, >= 1.
+        declared_patients: the site's public, rounded number of units (of images, where they are
+            the unit), >= 1.
         training_share: public share of them on the training side, in (0, 1].
         sampling_rate, steps_per_round, rounds, max_grad_norm, images_per_patient: as in the plan.
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import math
 import secrets
 from typing import NoReturn, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from randomgen import ChaCha
 
 from common.privacy.epsilon import Randomness
@@ -78,9 +76,12 @@ class RoundSecret:
 
     def stream(self, purpose: str, *parts: str | int) -> np.random.Generator:
         """An endless cryptographic stream of its own for each purpose and parts."""
-        digest = hmac.digest(self.reveal(), _encode(purpose, *parts), "sha256")
-        key = int.from_bytes(digest, "little")
+        key = int.from_bytes(self.key(purpose, *parts), "little")
         return np.random.Generator(ChaCha(key=key, rounds=20))
+
+    def key(self, purpose: str, *parts: str | int) -> bytes:
+        """32 bytes of its own for each purpose and parts."""
+        return hmac.digest(self.reveal(), _encode(purpose, *parts), "sha256")
 
     def __repr__(self) -> str:
         return f"RoundSecret(<hidden>, randomness={self.randomness.value!r})"
@@ -93,31 +94,3 @@ def _encode(*parts: str | int) -> bytes:
     """Parts as bytes so that no two different lists of parts give the same bytes."""
     encoded = ((b"i" if isinstance(part, int) else b"s", str(part).encode()) for part in parts)
     return b"".join(b"%b%d:%b" % (tag, len(text), text) for tag, text in encoded)
-
-
-def gaussian(
-    generator: np.random.Generator, shape: tuple[int, ...], *, std: float
-) -> NDArray[np.float64]:
-    """Independent Gaussian values that withstand attacks on floating-point noise.
-
-    A single draw reaches only certain floats, and the missing ones give away the value that was
-    hidden (Mironov 2012). As Opacus' secure mode does, each value is the sum of four float64 draws
-    over 2 (Holohan & Braghin 2021, arXiv:2107.10138, section 5.1), for which the search is out of
-    reach. Add it in float64 and round once, afterwards.
-
-    Args:
-        generator: a stream of the round's secret.
-        shape: of the result; may hold zeros.
-        std: standard deviation, >= 0; 0 gives zeros and draws nothing.
-
-    Returns:
-        float64 array of `shape`.
-    """
-    total = np.zeros(math.prod(shape))
-    if std:
-        draw = np.empty_like(total)
-        for _ in range(4):
-            generator.standard_normal(out=draw)
-            total += draw
-        total *= std / 2
-    return total.reshape(shape)

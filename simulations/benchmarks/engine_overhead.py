@@ -38,12 +38,15 @@ def measure() -> dict[str, object]:
         study = _study(Path(folder))
         sites = simulated_sites(study)
         cohorts = open_cohorts(study, sites)
-        texts = {name: site.model_dump_json() for name, site in sites.items()}
         hashes: dict[str, str] = {}
 
         def engine() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 config: dict[str, str | int] = {"study": study.canonical(), "fold": 0, "out": out}
+                texts = {
+                    name: site.model_copy(update={"state": Path(out) / name}).model_dump_json()
+                    for name, site in sites.items()
+                }
                 run_inline(server_app, client_app, run_config=config, sites=texts)
                 last = last_checkpoint(Path(out) / "checkpoints", study_sha256=study.sha256)
                 assert last is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,11 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-import client.app
+import client.site
 from client.app import app
 from client.cohort import Stored, open_cohort
-from common.config import Release, SiteSettings, Study, load_study
-from common.errors import REFUSAL_SENTENCES, RefusalCode
+from common.config import Policy, Release, SiteSettings, Study, load_study
+from common.errors import REFUSAL_SENTENCES, BadInput, RefusalCode
 from common.messages import (
     EVALUATE,
     TRAIN,
@@ -41,10 +42,12 @@ def _in_a_flower_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
-def site(folder: Path, **settings: Any) -> SiteSettings:
-    """The site `north` with repeatable randomness."""
+def site(folder: Path, state: str = "state", **settings: Any) -> SiteSettings:
+    """The site `north` with repeatable randomness, which agrees to everything."""
     said = {"declared_patients": 10, "randomness": "seeded-for-testing"} | settings
-    return SiteSettings(name="north", data=folder / "manifest.csv", **said)
+    policy = Policy(approval="automatic", privacy="optional", min_patients=1)
+    located = {"data": folder / "manifest.csv", "state": folder / state}
+    return SiteSettings(name="north", policy=policy, **located, **said)
 
 
 def told(study: Study) -> Study:
@@ -104,13 +107,14 @@ def test_metrics_are_those_of_the_incoming_weights(tiny: Path) -> None:
     assert evaluated.metrics == reply(instruct(study), settings).metrics
 
 
-def test_a_site_keeps_nothing_between_messages(tiny: Path) -> None:
-    """The same instruction gives the same bytes, whatever was asked in between."""
+@pytest.mark.parametrize("state", ["state", "other"])
+def test_training_keeps_nothing_between_messages(tiny: Path, state: str) -> None:
+    """The same instruction gives the same bytes, stored or made anew, whatever came between."""
     study = load_study(tiny / "study.yaml")
     first = reply(instruct(study), site(tiny)).weights
     other = np.full_like(pack(study_model(study)), 0.01)
     reply(instruct(study, round_number=2, weights=other), site(tiny))
-    again = reply(instruct(study), site(tiny)).weights
+    again = reply(instruct(study), site(tiny, state)).weights
     assert first is not None
     assert again is not None
     assert again.tobytes() == first.tobytes()
@@ -123,32 +127,60 @@ def test_the_seeded_secret_depends_on_all_that_it_should(
     """Another round, other weights and another fold each draw other randomness."""
     study = load_study(tiny / "study.yaml", ["data.folds=4"])
     seen: list[bytes] = []
-    train = client.app.train_round
+    train = client.site.train_round
 
     def watched(*args: Any, secret: Any, **named: Any) -> None:
         seen.append(secret.reveal())
         train(*args, secret=secret, **named)
 
-    monkeypatch.setattr(client.app, "train_round", watched)
-    reply(instruct(study, fold=1), site(tiny))
-    reply(instruct(study, fold=1), site(tiny))
+    monkeypatch.setattr(client.site, "train_round", watched)
+    reply(instruct(study, fold=1), site(tiny, "first"))
+    reply(instruct(study, fold=1), site(tiny, "second"))
     other = {
         "round": instruct(study, fold=1, round_number=2),
         "weights": instruct(study, fold=1, weights=pack(study_model(study)) * np.float32(2)),
         "fold": instruct(study, fold=2),
     }
-    reply(other[change], site(tiny))
+    reply(other[change], site(tiny, "third"))
     assert seen[0] == seen[1] != seen[2]
 
 
-def test_a_secret_site_never_repeats_itself(tiny: Path) -> None:
-    """Without seeded randomness the same instruction gives other weights each time."""
+def test_a_secret_site_draws_noise_of_its_own(tiny: Path) -> None:
+    """Without seeded randomness nobody draws the same, but asked again a site gives what it gave.
+
+    Noise that is drawn twice for the same weights would be half the noise.
+    """
+    study = load_study(tiny / "study.yaml", ["privacy.enabled=true"])
+    first, other, again = (
+        reply(instruct(study), site(tiny, state, randomness="secret")).weights
+        for state in ("first", "second", "first")
+    )
+    assert first is not None
+    assert other is not None
+    assert again is not None
+    assert first.tobytes() != other.tobytes()
+    assert first.tobytes() == again.tobytes()
+
+
+def test_without_privacy_a_lost_reply_is_made_again(tiny: Path) -> None:
+    """There is nothing to hide, so what was interrupted or lost comes to the same weights."""
     study = load_study(tiny / "study.yaml")
     settings = site(tiny, randomness="secret")
-    first, again = (reply(instruct(study), settings).weights for _ in range(2))
+    first = reply(instruct(study), settings).weights
+    shutil.rmtree(tiny / "state" / "outbox" / study.sha256)
+    again = reply(instruct(study), settings).weights
     assert first is not None
     assert again is not None
-    assert first.tobytes() != again.tobytes()
+    assert first.tobytes() == again.tobytes()
+
+
+def test_with_privacy_a_lost_reply_is_never_made_again(tiny: Path) -> None:
+    """Its secret is erased: other noise on the same weights would give them away."""
+    study = load_study(tiny / "study.yaml", ["privacy.enabled=true"])
+    settings = site(tiny, randomness="secret")
+    reply(instruct(study), settings)
+    shutil.rmtree(tiny / "state" / "outbox" / study.sha256)
+    assert refusal(instruct(study), settings) is RefusalCode.RECORDS_DAMAGED
 
 
 class Watched(np.ndarray):
@@ -172,7 +204,7 @@ def test_without_a_released_metric_no_test_image_is_read(
     watched = np.array(cohort.inputs.parts[0]).view(Watched)
     watched.seen = set()
     replaced = replace(cohort, inputs=Stored((watched,)))
-    monkeypatch.setattr(client.app, "open_cohort", lambda *_: replaced)
+    monkeypatch.setattr(client.site, "open_cohort", lambda *_: replaced)
     found = reply(instruct(study), settings)
     expected = set(cohort.train_rows(0).tolist())
     if released:
@@ -261,7 +293,8 @@ def test_a_delta_too_large_for_the_site_is_refused(tiny: Path) -> None:
 def test_nobody_to_train_on_is_refused(tiny: Path) -> None:
     """A site whose only patient is on the test side says so."""
     study = load_study(tiny / "study.yaml", ["data.test_share=0.99"])
-    settings = site(tiny, exclude=tuple(f"north-{number}" for number in range(1, 8)))
+    excluded = tuple(f"north-{number}" for number in range(1, 8))
+    settings = site(tiny, exclude=excluded, declared_patients=1)
     assert refusal(instruct(study), settings) is RefusalCode.NO_TRAINING_PATIENTS
 
 
@@ -272,17 +305,23 @@ def test_diverged_weights_stay_at_home(tiny: Path, monkeypatch: pytest.MonkeyPat
         with torch.no_grad():
             next(module.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(client.app, "train_round", diverges)
+    monkeypatch.setattr(client.site, "train_round", diverges)
     content = instruct(load_study(tiny / "study.yaml"))
     assert refusal(content, site(tiny)) is RefusalCode.DIVERGED
 
 
-def test_outputs_that_overflow_cost_the_metrics_only(tiny: Path) -> None:
+def test_outputs_that_overflow_cost_the_metrics_only(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Finite weights with infinite outputs have no metrics; that is no fault of the instruction."""
-    study = load_study(tiny / "study.yaml", ["privacy.enabled=true"])
-    weights = np.full_like(pack(study_model(study)), 3e38)
+
+    def overflows(*_: object, **__: object) -> None:
+        raise BadInput("not finite")
+
+    monkeypatch.setattr(client.site, "predict_cohort", overflows)
+    study = load_study(tiny / "study.yaml")
     settings = site(tiny, release=Release(metrics=("loss",)))
-    answer = reply(instruct(study, weights=weights), settings)
+    answer = reply(instruct(study), settings)
     assert answer.metrics == {}
 
 
@@ -307,7 +346,7 @@ def test_an_exceptions_text_never_leaves_the_process(
     def fails(*_: object) -> None:
         raise KeyError(PATIENT)
 
-    monkeypatch.setattr(client.app, "open_cohort", fails)
+    monkeypatch.setattr(client.site, "open_cohort", fails)
     with caplog.at_level(logging.DEBUG):
         code = refusal(instruct(load_study(tiny / "study.yaml")), site(tiny))
     assert code is RefusalCode.INTERNAL
@@ -333,7 +372,7 @@ def test_buffers_of_a_frozen_encoder_do_not_move(tiny: Path, changes: list[str])
     changes = [*changes, "model.name=frozen-efficientnet-lite0", "data.image_size_px=32"]
     study = load_study(tiny / "study.yaml", changes)
     found = reply(instruct(study), site(tiny, release=Release(metrics=("loss",))))
-    used = frozen_encoder(client.app._model(study.canonical()))
+    used = frozen_encoder(client.site._model(study.canonical()))
     fresh = frozen_encoder(study_model(study))
     assert used is not None
     assert fresh is not None

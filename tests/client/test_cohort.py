@@ -207,3 +207,20 @@ def test_augmentation_is_refused_where_features_are_kept(tiny: Path) -> None:
     frozen = ("model.name=frozen-efficientnet-lite0", "data.image_size_px=32")
     with pytest.raises(BadInput, match=r"training\.augmentation must be left out with model froz"):
         cohort(tiny, *frozen, "training.augmentation.noise=0.1")
+
+
+def test_by_image_every_image_is_its_own_unit_up_to_the_cap() -> None:
+    """Of each patient the first images on this side are there, one row each, and no more."""
+    examples = Examples(
+        Stored((np.zeros((6, 1), np.float32),)),
+        np.zeros(6, np.int64),
+        np.array(["a", "b", "a", "a", "b", "a"]),
+        np.array([0, 1, 2, 3, 4]),
+    )
+    found = examples.by_image(per_patient=2)
+    assert {key: rows.tolist() for key, rows in found.items()} == {
+        "a 0": [0],
+        "b 0": [1],
+        "a 1": [2],
+        "b 1": [4],
+    }

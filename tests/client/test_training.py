@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from client.cohort import Examples, Stored
-from client.training import privacy_plan, train_plain, train_round
+from client.training import privacy_plan, train_plain, train_private, train_round
 from common.compute import settle
 from common.config import Study, Training, parse
 from common.errors import BadInput, RefusalCode, SiteRefusal
 from common.models import frozen_encoder, pack, study_model, trained_part
-from common.privacy.epsilon import Randomness
+from common.privacy.epsilon import Randomness, Unit
 from common.privacy.randomness import RoundSecret
 
 CPU = torch.device("cpu")
@@ -63,9 +65,7 @@ def with_training(settings: Training) -> Study:
 def trained(wanted: Study, data: Examples, *, by: RoundSecret | None = None) -> np.ndarray:
     """The weights after one round from the study's initial ones."""
     model = study_model(wanted)
-    train_round(
-        trained_part(model), data, wanted, declared_patients=10, secret=by or secret(), device=CPU
-    )
+    train_round(trained_part(model), data, wanted, declared=10, secret=by or secret(), device=CPU)
     return pack(model)
 
 
@@ -170,7 +170,7 @@ def test_nobody_to_train_on_takes_the_noisy_steps_with_privacy() -> None:
     wanted = study(private=True)
     found = trained(wanted, examples(0))
     moved = found - pack(study_model(wanted))
-    plan = privacy_plan(wanted, declared_patients=10)
+    plan = privacy_plan(wanted, declared=10)
     step = wanted.privacy.learning_rate * plan.noise_multiplier / plan.expected_patients
     assert np.isfinite(found).all()
     assert moved.std() == pytest.approx(step * plan.steps_per_round**0.5, rel=0.05)
@@ -193,7 +193,7 @@ def test_privacy_needs_a_declared_number() -> None:
             study_model(wanted),
             examples(2),
             wanted,
-            declared_patients=None,
+            declared=None,
             secret=secret(),
             device=CPU,
         )
@@ -202,9 +202,30 @@ def test_privacy_needs_a_declared_number() -> None:
 def test_delta_is_checked_against_the_sites_own_number() -> None:
     """A site of 20,000 patients refuses the delta that a site of 100 accepts."""
     wanted = study(private=True)
-    assert privacy_plan(wanted, declared_patients=100).delta == 1e-5
+    assert privacy_plan(wanted, declared=100).delta == 1e-5
     with pytest.raises(BadInput, match="delta"):
-        privacy_plan(wanted, declared_patients=20_000)
+        privacy_plan(wanted, declared=20_000)
+
+
+def test_with_unit_image_a_patient_can_count_several_times() -> None:
+    """By image each of a patient's images is clipped by itself, by patient all of them together."""
+    by_patient = study(private=True)
+    changed = {"unit": "image", "sampling_rate": 1.0, "max_grad_norm": 1e-3}
+    privacy = by_patient.privacy.model_copy(update={**changed, "target_epsilon": 1000.0})
+    by_image = by_patient.model_copy(update={"privacy": privacy})
+    plan = replace(privacy_plan(by_image, declared=10), noise_multiplier=0.0, steps_per_round=1)
+
+    def moved(unit: Unit) -> float:
+        module = study_model(by_image)
+        before = pack(module)
+        wanted = replace(plan, unit=unit)
+        data = examples(1)
+        train_private(module, data, by_image, plan=wanted, secret=secret(), device=CPU)
+        return float(np.linalg.norm(pack(module) - before))
+
+    step = by_image.privacy.learning_rate * 1e-3 / plan.expected_patients
+    assert moved(Unit.PATIENT) == pytest.approx(step, rel=1e-3)
+    assert moved(Unit.IMAGE) > 1.5 * step
 
 
 @pytest.mark.parametrize("private", [False, True])
@@ -221,7 +242,7 @@ def test_only_the_head_of_a_frozen_model_is_trained(private: bool) -> None:
         Stored((frozen[0](images).numpy(),)), data.labels, data.patients, data.rows
     )
     head = trained_part(model)
-    train_round(head, on_features, wanted, declared_patients=10, secret=secret(), device=CPU)
+    train_round(head, on_features, wanted, declared=10, secret=secret(), device=CPU)
     model.train()(images)
     after = frozen[0].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

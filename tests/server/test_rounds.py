@@ -9,20 +9,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.statement import sign
+from common.chain import Head
 from common.config import Study, parse
 from common.errors import REFUSAL_SENTENCES, RefusalCode, RunFailed
-from common.messages import Reply, decode_instruction, encode_refusal, encode_reply
+from common.messages import (
+    QUERY,
+    Reply,
+    decode_instruction,
+    decode_question,
+    encode_refusal,
+    encode_reply,
+    encode_statement,
+    with_head,
+)
 from common.models import Layout
+from common.signed import public_hex
+from common.statement import ReceiptsHead, Statement, read_statement
 from server import rounds
 from server.checkpoint import Checkpoint, last_checkpoint, read_history
-from server.rounds import Federation, run_rounds
+from server.exchange import Federation
+from server.rounds import run_rounds
 
 SIZE = 3
 NODES = {11: "east", 12: "north", 13: "west"}
 PATIENT = "Mustermann^Erika"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 Site = Callable[[Message], Message | None]
 
@@ -37,8 +53,9 @@ def _in_a_flower_process(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakeGrid:
     """Sites that answer at once, in any order, as Flower's Grid hands their answers on."""
 
-    def __init__(self, sites: dict[int, Site]) -> None:
+    def __init__(self, sites: dict[int, Site], stating: dict[int, Site]) -> None:
         self.sites = sites
+        self.stating = stating
         self.sent: list[Message] = []
         self._replies: dict[str, Message] = {}
 
@@ -49,7 +66,11 @@ class FakeGrid:
             self.sent.append(message)
             message.metadata.__dict__["_message_id"] = str(len(self.sent))
             ids.append(message.metadata.message_id)
-            reply = self.sites[message.metadata.dst_node_id](message)
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            if kind == QUERY:
+                reply = self.stating.get(node, states)(message)
+            else:
+                reply = self.sites[node](message)
             if reply is not None:
                 self._replies[message.metadata.message_id] = reply
         return ids
@@ -71,6 +92,35 @@ def answer(message: Message, change: object) -> Message:
     node = message.metadata.dst_node_id
     weights = np.asarray(change, dtype=np.float32) + np.float32(node)
     return Message(encode_reply(Reply(weights, {"loss": 0.5})), reply_to=message)
+
+
+def states(message: Message, site: str | None = None) -> Message:
+    """The site's signed statement on what was asked; or another site's."""
+    question = decode_question(message.content)
+    statement = Statement(
+        site=site or NODES[message.metadata.dst_node_id],
+        key=public_hex(KEY),
+        study=question.study_sha256,
+        fold=question.fold,
+        rounds_joined=2,
+        privacy=None,
+        receipts=ReceiptsHead(count=0, sha256="0" * 64),
+        patients=None,
+        images=None,
+        not_covered=(),
+        fedward="1.0",
+    )
+    return Message(encode_statement(sign(statement, KEY)), reply_to=message)
+
+
+def states_for_another(message: Message) -> Message:
+    """A whole statement of a site that wasn't asked."""
+    return states(message, "somewhere")
+
+
+def states_nothing(message: Message) -> Message:
+    """Bytes that are no statement, with a name in them."""
+    return Message(encode_statement(PATIENT.encode()), reply_to=message)
 
 
 def fails(message: Message) -> Message:
@@ -155,12 +205,18 @@ def study(rounds: int = 2, **federation: object) -> Study:
     return parse(Study, content, where="test")
 
 
-def run(out: Path, sites: dict[int, Site], wanted: Study | None = None) -> Checkpoint:
+def run(
+    out: Path,
+    sites: dict[int, Site],
+    wanted: Study | None = None,
+    stating: dict[int, Site] | None = None,
+) -> Checkpoint:
     """All rounds, from zeros."""
     names = {node: NODES[node] for node in sites}
     layout = Layout(("w",), ((SIZE,),))
     federation = Federation(wanted or study(), 0, names, layout, out)
-    return run_rounds(FakeGrid(sites), federation, np.zeros(SIZE, dtype=np.float32))  # type: ignore[arg-type]
+    grid = FakeGrid(sites, stating or {})
+    return run_rounds(grid, federation, np.zeros(SIZE, dtype=np.float32))  # type: ignore[arg-type]
 
 
 BAD = {
@@ -273,6 +329,55 @@ def test_history_has_one_line_a_round_and_a_closing_one(tmp_path: Path) -> None:
         assert line["metrics"] == {"east": {"loss": 0.5}, "north": {"loss": 0.5}}
         assert line["bytes_down"] > 2 * 4 * SIZE
         assert line["bytes_up"] >= 2 * 4 * SIZE
+
+
+def test_each_site_hears_the_last_head_that_it_has_shown(tmp_path: Path) -> None:
+    """A site's receipts go on from what the server remembers, after a restart of the server too."""
+    heard: list[tuple[int, Head | None]] = []
+
+    def shows(message: Message) -> Message:
+        instruction = decode_instruction(message.content)
+        heard.append((instruction.round_number, instruction.known_head))
+        reply = honest(message)
+        shown = Head(instruction.round_number, f"{instruction.round_number:064x}")
+        return Message(with_head(reply.content, shown), reply_to=message)
+
+    def dies(message: Message) -> Message:
+        if decode_instruction(message.content).round_number == 2:
+            raise Killed
+        return honest(message)
+
+    with pytest.raises(Killed):
+        run(tmp_path, {11: shows, 12: dies})
+    run(tmp_path, {11: shows, 12: honest})
+    first, second = Head(1, f"{1:064x}"), Head(2, f"{2:064x}")
+    assert heard == [(1, None), (2, first), (2, first), (3, second)]
+
+
+STATEMENTS = {
+    "another site's": (states_for_another, "something else"),
+    "no statement": (states_nothing, "bad reply"),
+    "a refusal": (refuses, "no-training-patients"),
+    "no answer": (silent, "no reply"),
+}
+
+
+@pytest.mark.parametrize("bad", STATEMENTS)
+def test_statements_are_kept_as_they_were_signed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: str
+) -> None:
+    """Each site's statement lies in its folder; the history says who gave none, and why."""
+    misbehaves, reason = STATEMENTS[bad]
+    sites: dict[int, Site] = {11: honest, 12: honest}
+    wanted = study(round_timeout_s=0.1)
+    run(tmp_path, sites, wanted, stating={12: misbehaves})
+    kept = read_statement((tmp_path / "sites" / "east" / "statement.json").read_bytes())
+    assert (kept.site, kept.study, kept.fold) == ("east", wanted.sha256, 0)
+    assert not (tmp_path / "sites" / "north").exists()
+    missing = read_history(tmp_path / "history.jsonl")[-1]["without_statement"]
+    assert list(missing) == ["north"]
+    assert reason in missing["north"]
+    assert PATIENT not in caplog.text
 
 
 class Killed(BaseException):

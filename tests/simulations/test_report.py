@@ -13,11 +13,13 @@ from common.config import MrnetData, PartitionConfig, Study
 from common.errors import BadInput
 from common.metrics import Predictions
 from common.models import pack, save, study_model
+from common.privacy.epsilon import Unit
+from common.privacy.not_covered import not_covered
 from common.report import render_report
 from simulations.evaluate import evaluate_models
 from simulations.partition import Patient, partition
 from simulations.report import intervals, limitations, report_input, text
-from simulations.result import RunResult, not_covered, summarise
+from simulations.result import RunResult, summarise
 
 LABELS = ("abnormal", "acl", "meniscus")
 
@@ -99,9 +101,9 @@ def test_words_of_a_multi_class_run_of_patients() -> None:
     assert intervals("patient", "multi-class").endswith("patients within site and class.")
     assert "below 10 patients of a class none is given" in limitations("patient", "multi-class")[0]
     assert "Several images of a patient" in limitations("patient", "multi-class")[1]
-    assert not [line for line in not_covered("patient") if "exam" in line]
-    assert not_covered("exam")[:-1] == not_covered("patient")
-    assert "several exams" in not_covered("exam")[-1]
+    assert not [line for line in not_covered(Unit.PATIENT) if "exam" in line]
+    assert not_covered(Unit.EXAM)[:-1] == not_covered(Unit.PATIENT)
+    assert "several exams" in not_covered(Unit.EXAM)[-1]
 
 
 def test_a_model_of_three_planes_needs_their_trees(tmp_path: Path) -> None:

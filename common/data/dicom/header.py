@@ -16,15 +16,16 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from common.errors import BadData
@@ -118,7 +119,9 @@ def numbers_of(
 
 
 def _text(data: Dataset, keyword: str) -> str:
-    element = data.get_item(tag_for_keyword(keyword) or 0) if keyword in data else None
+    element = data.get_item(_tag(keyword))
+    if element is None:
+        return ""
     if isinstance(element, RawDataElement) and element.VR in ("CS", "UI") and element.value:
         return str(element.value, "latin-1").strip(" \0")
     value = data.get(keyword)
@@ -127,7 +130,9 @@ def _text(data: Dataset, keyword: str) -> str:
 
 def _numbers(data: Dataset, keyword: str) -> tuple[float, ...]:
     """The attribute's numbers; the usual ones from their bytes, which saves most of the time."""
-    element = data.get_item(tag_for_keyword(keyword) or 0) if keyword in data else None
+    element = data.get_item(_tag(keyword))
+    if element is None:
+        return ()
     if isinstance(element, RawDataElement) and element.value:
         if element.VR in ("DS", "IS"):
             return tuple(map(float, element.value.strip(b" \0").split(b"\\")))
@@ -140,9 +145,20 @@ def _numbers(data: Dataset, keyword: str) -> tuple[float, ...]:
     return tuple(map(float, value if isinstance(value, MultiValue | list) else (value,)))
 
 
+def has(data: Dataset, keyword: str) -> bool:
+    """Whether the attribute is there, perhaps empty."""
+    return data.get_item(_tag(keyword), keep_deferred=True) is not None
+
+
+@cache
+def _tag(keyword: str) -> BaseTag:
+    """The keyword's tag in pydicom's own class, which it looks up several times as fast."""
+    return Tag(keyword)
+
+
 def tags(*keywords: str) -> frozenset[int]:
     """The tags of these keywords; plain integers, since pydicom's own class compares slowly."""
-    return frozenset(int(tag_for_keyword(keyword) or 0) for keyword in keywords)
+    return frozenset(int(_tag(keyword)) for keyword in keywords)
 
 
 @contextmanager
@@ -199,9 +215,10 @@ def _from_start(name: str, file: BinaryIO, only: Collection[int], last: int) -> 
     """
     start = io.BytesIO(file.read(_START_BYTES))
     passed = []
+    last_here = min(last, PIXEL_DATA - 1)
 
     def stop(tag: int, *_: object) -> bool:
-        if tag > min(last, PIXEL_DATA - 1):
+        if int(tag) > last_here:
             passed.append(tag)
         return bool(passed)
 
@@ -237,7 +254,7 @@ def _parse(name: str, source: BinaryIO, only: Collection[int], stop: Callable[..
     if not _is_prefixed(start):
         raise ValueError
     meta = read_dataset(source, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-    syntax = UID(str(meta.get("TransferSyntaxUID")))
+    syntax = UID(_text(meta, "TransferSyntaxUID"))
     if not syntax.is_transfer_syntax:
         raise BadData(f"{name}: TransferSyntaxUID is missing or unknown; export the file again.")
     if syntax == DeflatedExplicitVRLittleEndian:

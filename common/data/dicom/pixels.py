@@ -5,7 +5,8 @@ DICOM PS3.3 C.8.2.1 (CT image), C.11.1 (modality LUT), C.7.6.16.2.9 (rescale of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from common.data.dicom import codecs
-from common.data.dicom.header import PIXEL_DATA, Header, numbers_of, one_way, opened, tags
+from common.data.dicom.header import PIXEL_DATA, Header, has, numbers_of, one_way, opened, tags
 from common.data.dicom.stored import PIXEL_TAGS, Stored, stored_pixels
 
 AIR_HU = -1024.0  # the floor of the CT scale as scanners store it; only padding lies below
@@ -38,11 +39,18 @@ class SlicePosition:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One axial CT slice in Hounsfield units."""
+    """One axial CT slice, in Hounsfield units once they are asked for."""
 
-    hounsfield: NDArray[np.float32]  # (height, width), never below AIR_HU
+    shape: tuple[int, int]  # (height, width)
     pixel_spacing_mm: tuple[float, float]  # between rows, between columns; (0028,0030)
     position: SlicePosition
+    # (height, width) HU of these rows and columns, never below AIR_HU: patches need few of them.
+    part: Callable[[slice, slice], NDArray[np.float32]]
+
+    @property
+    def hounsfield(self) -> NDArray[np.float32]:
+        """All of it, (height, width) in HU, never below AIR_HU."""
+        return self.part(slice(None), slice(None))
 
 
 def series_key(series_instance_uid: str) -> str:
@@ -68,8 +76,18 @@ def read_ct_slice(path: Path) -> Slice:
         row_mm, column_mm = header.numbers("PixelSpacing", 2)
         if min(row_mm, column_mm) <= 0:
             raise header.refuse("PixelSpacing must be above 0 mm; export the file again.")
-        hounsfield = grey_frames(header, stored_pixels(header, frames=1))[0]
-        return Slice(hounsfield, (row_mm, column_mm), _position(header))
+        stored, position = stored_pixels(header, frames=1), _position(header)
+        unnamed = replace(header, preamble=b"", meta=Dataset())  # `part` keeps it: no identifiers
+        unnamed.data.pop("SeriesInstanceUID", None)
+
+        def part(rows: slice, columns: slice) -> NDArray[np.float32]:
+            seen = replace(stored, values=stored.values[:, rows, columns])
+            hounsfield: NDArray[np.float32] = grey_frames(unnamed, seen)[0]
+            return hounsfield
+
+        part(slice(1), slice(1))  # what can't be rescaled is refused now
+        height, width = stored.values.shape[1:3]
+        return Slice((height, width), (row_mm, column_mm), position, part)
 
 
 def read_slice_position(path: Path) -> SlicePosition:
@@ -112,7 +130,7 @@ def grey_frames(header: Header, stored: Stored) -> NDArray[np.float32]:
         return _palette_luminance(header, stored.values)
     if stored.values.ndim == 4:
         return _luminance(header, stored)
-    if "ModalityLUTSequence" in header.data:
+    if has(header.data, "ModalityLUTSequence"):
         return _looked_up(header, stored)
     if header.text("Modality") == "CT":
         return _hounsfield(header, stored)
@@ -161,7 +179,7 @@ def _rescales(header: Header, frames: int) -> list[tuple[float, float]]:
     found = []
     for frame in range(frames):
         item = header.data
-        if "RescaleSlope" not in item:
+        if not has(item, "RescaleSlope"):
             item = functional_group(header, frame, "PixelValueTransformationSequence") or item
         (slope,) = numbers_of(header, item, "RescaleSlope", 1, default=(1.0,))
         (intercept,) = numbers_of(header, item, "RescaleIntercept", 1, default=(0.0,))

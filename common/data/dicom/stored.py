@@ -11,7 +11,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, RLELossless
 
 from common.data.dicom import codecs
-from common.data.dicom.header import PIXEL_DATA, Header, tags
+from common.data.dicom.header import PIXEL_DATA, Header, has, tags
 
 MAX_PIXELS = 8192 * 8192  # a larger claim is a broken or hostile header, not a radiograph
 MAX_VOXELS = 1024 * 512 * 512  # of a volume
@@ -102,15 +102,13 @@ def stored_pixels(header: Header, *, frames: int | None = None) -> Stored:
 
     def decode() -> Stored:
         element = header.data.get_item(PIXEL_DATA)
-        tables = (
-            header.data.get("ExtendedOffsetTable"),
-            header.data.get("ExtendedOffsetTableLengths"),
-        )
+        names = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+        tables = tuple(header.data[name].value for name in names if has(header.data, name))
         options: dict[str, Any] = {
             **claims.options(),
             "pixel_keyword": "PixelData",
             "pixel_vr": element.VR or "OW",
-            "extended_offsets": tables if all(tables) else None,
+            "extended_offsets": tables if len(tables) == 2 and all(tables) else None,
             "view_only": True,
             "correct_unused_bits": False,  # here instead, without a copy where they are clean
             "allow_excess_frames": False,
@@ -149,7 +147,7 @@ def _without_unused_bits(values: NDArray[np.integer], claims: _Claims) -> NDArra
 
 def _claims(header: Header) -> _Claims:
     """What the header claims of the pixels, if nothing of it is out of bounds."""
-    if "PixelData" not in header.data:
+    if not has(header.data, "PixelData"):
         raise header.refuse("PixelData is missing; leave out what is no image.")
     rows, columns = header.number("Rows"), header.number("Columns")
     if not (rows >= 1 and columns >= 1 and rows * columns <= MAX_PIXELS):

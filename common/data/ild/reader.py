@@ -18,6 +18,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.data.dicom import MAX_PIXELS, Slice, read_ct_slice
 from common.data.ild.masks import (
     CODES,
@@ -137,9 +140,13 @@ class IldReader:
         places = patch_places(layers, shape, rules)
         if not places:
             return ()
-        hounsfield = resample_pixels(image.hounsfield, shape)
+        rows, columns = _box(places, size)
+        if shape == image.shape:
+            hounsfield = image.part(rows, columns)
+        else:
+            hounsfield = resample_pixels(image.hounsfield, shape)[rows, columns]
         return tuple(
-            Image((hounsfield[None, top : top + size, left : left + size].copy(),), label)
+            Image((_square(hounsfield, top - rows.start, left - columns.start, size),), label)
             for top, left, label in places
         )
 
@@ -182,7 +189,7 @@ class IldReader:
 
     def _layers(self, source: Source, image: Slice, shape: tuple[int, int]) -> dict[Label, Layer]:
         """What is annotated on a slice, in pixels of `shape`."""
-        stored = image.hounsfield.shape
+        stored = image.shape
         if self.regions == "text":
             regions = cast("tuple[Region, ...]", source.detail)
             try:
@@ -202,7 +209,7 @@ class IldReader:
 
     def _shape(self, path: Path, image: Slice) -> tuple[int, int]:
         """Height and width of a slice at the spacing that patches are taken from."""
-        stored = image.hounsfield.shape
+        stored = image.shape
         if self.pixel_spacing_mm is None:
             return stored
         shape = resampled_shape(stored, image.pixel_spacing_mm, self.pixel_spacing_mm)
@@ -256,6 +263,17 @@ def _unknown_to_masks(classes: Sequence[str], class_of: Mapping[str, int]) -> li
         for index, name in enumerate(classes)
         if index not in known
     ]
+
+
+def _square(hounsfield: NDArray[np.float32], top: int, left: int, size: int) -> NDArray[np.float32]:
+    """A patch as a plane of one slice, (1, size, size), a copy of its own."""
+    return hounsfield[None, top : top + size, left : left + size].copy()
+
+
+def _box(places: Sequence[tuple[int, int, int]], size: int) -> tuple[slice, slice]:
+    """The rows and columns that hold all patches."""
+    tops, lefts, _ = zip(*places, strict=True)
+    return slice(min(tops), max(tops) + size), slice(min(lefts), max(lefts) + size)
 
 
 def _scaled(

@@ -58,7 +58,7 @@ def _read(path: Path) -> Series[Contour]:
             count = int(value)
             split = [point.split() for _, point in islice(lines, count)]
             contour_px = tuple((float(x) / width_mm, float(y) / height_mm) for x, y in split)
-            near = all(abs(x) < _FAR_PX and abs(y) < _FAR_PX for x, y in contour_px)
+            near = all(-_FAR_PX < x < _FAR_PX and -_FAR_PX < y < _FAR_PX for x, y in contour_px)
             if not (0 < width_mm < math.inf and 0 < height_mm < math.inf):
                 raise ValueError
             if not (len(contour_px) == count > 0 and near):

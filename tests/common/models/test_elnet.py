@@ -25,14 +25,25 @@ def test_halving_is_a_blur_and_every_second_pixel(size: tuple[int, int]) -> None
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])
 def test_features_have_a_scale_of_their_own(scale: float) -> None:
-    """However large pictures and weights have grown, a head gets features of 1 or so each."""
+    """However bright pictures are, a head starts with features of 1 or so each."""
     torch.manual_seed(0)
     network = Elnet(channels=1)
-    for parameter in network.widenings.parameters():
-        parameter.data *= scale
     pictures = torch.randn(4, 1, 96, 96, generator=torch.Generator().manual_seed(0)) * scale
     sizes = network(pictures).square().mean(dim=1).sqrt()
     assert ((sizes > 0.3) & (sizes < 4)).all()
+
+
+def test_a_finding_is_not_measured_against_its_slice() -> None:
+    """What the last widening finds reaches the head at its own size: twice the find, twice that."""
+    torch.manual_seed(0)
+    network = Elnet(channels=1)
+    for parameter in network.blocks[-1].parameters():
+        parameter.data.zero_()  # only what goes past the last block
+    pictures = torch.randn(4, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    once = network(pictures)
+    network.widenings[-1].weight.data *= 2
+    assert once.max() > 0
+    assert torch.allclose(network(pictures), 2 * once)
 
 
 def test_it_learns_a_spot_in_one_slice() -> None:

@@ -8,16 +8,19 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
+from scipy import stats
+from scipy.optimize import brentq
 
 from common.errors import BadInput
-from common.privacy.accounting import check_delta, epsilon_spent, merge, noise_multiplier_for
+from common.privacy.accounting import check_delta, epsilon_spent, noise_multiplier_for
+from common.privacy.mechanism import Mechanism
 
 DELTA = 1e-5
 
 
-def pld_epsilon(history: list[tuple[float, float, int]]) -> float:
+def pld_epsilon(history: list[tuple[float, float, int]], interval: float = 1e-4) -> float:
     """The same question to the other package, whose answer is an upper bound too."""
-    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    accountant = PLDAccountant(value_discretization_interval=interval)
     for noise_multiplier, sampling_rate, steps in history:
         event = dp_accounting.GaussianDpEvent(noise_multiplier)
         accountant.compose(dp_accounting.PoissonSampledDpEvent(sampling_rate, event), steps)
@@ -25,25 +28,65 @@ def pld_epsilon(history: list[tuple[float, float, int]]) -> float:
 
 
 def random_history(seed: int) -> list[tuple[float, float, int]]:
-    """One to three mechanisms of the kind that studies use."""
+    """One to five mechanisms of the kind that studies use, and worse."""
     random = np.random.default_rng(seed)
     return [
         (
-            float(random.uniform(0.8, 6)),
-            float(random.choice([0.02, 0.1, 0.25, 0.5, 1.0])),
-            int(random.integers(1, 40)),
+            float(np.exp(random.uniform(np.log(0.6), np.log(30)))),
+            float(random.choice([0.001, 0.01, 0.04, 0.1, 0.16, 0.25, 0.5, 1.0])),
+            int(np.exp(random.uniform(0, np.log(3000)))),
         )
-        for _ in range(random.integers(1, 4))
+        for _ in range(random.integers(1, 6))
     ]
 
 
-@pytest.mark.parametrize("seed", range(15))
+SEEDS = [*range(20), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(20, 200))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_epsilon_agrees_with_the_independent_accountant(seed: int) -> None:
-    """Never below it by more than 0.1 %, never above by more than 1 % or 0.005."""
+    """Never below it, and never above by more than 1 % or 0.005, whichever is larger."""
     history = random_history(seed)
-    ours, theirs = epsilon_spent(history, delta=DELTA), pld_epsilon(history)
-    assert ours >= theirs * (1 - 1e-3) - 1e-3
-    assert ours <= max(theirs * 1.01, theirs + 0.005)
+    ours = epsilon_spent(history, delta=DELTA)
+    # A coarser grid is as good for a larger epsilon, and its answer never the smaller one.
+    theirs = pld_epsilon(history, interval=1e-4 if ours < 3 else 1e-3)
+    assert theirs <= ours <= max(theirs * 1.01, theirs + 0.005)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "images", "expected"),
+    [(1.0, 5, 70.0), (1.0, 20, 615.1), (5.0, 20, 34.7), (20.0, 5, 1.204), (20.0, 100, 46.46)],
+)
+def test_images_sold_as_patients(sigma: float, images: int, expected: float) -> None:
+    """What 1000 steps at q = 0.04 per image cost a patient who owns several."""
+    mechanism = Mechanism(sigma, 0.04, 1000, images)
+    assert epsilon_spent([mechanism], delta=DELTA) == pytest.approx(expected, rel=3e-3)
+
+
+@pytest.mark.parametrize(("sigma", "q", "images"), [(2.0, 0.3, 3), (5.0, 0.1, 8), (1.0, 0.5, 2)])
+def test_the_mixture_of_one_step_is_exact(sigma: float, q: float, images: int) -> None:
+    """One step against the definition: both directions' integrals over (P - e^epsilon Q)+."""
+    joined = np.arange(images + 1)
+    x = np.linspace(-12 * sigma, images + 12 * sigma, 200_001)
+    q_density = stats.norm.pdf(x, scale=sigma)
+    p_density = stats.norm.pdf(x[:, None], joined, sigma) @ stats.binom.pmf(joined, images, q)
+
+    def excess(epsilon: float) -> float:
+        pairs = ((p_density, q_density), (q_density, p_density))
+        both = [np.maximum(a - math.exp(epsilon) * b, 0).sum() * (x[1] - x[0]) for a, b in pairs]
+        return float(max(both)) - DELTA
+
+    exact = brentq(excess, 0, 100)
+    found = epsilon_spent([Mechanism(sigma, q, 1, images)], delta=DELTA)
+    assert exact * (1 - 1e-6) <= found <= exact * 1.002
+
+
+@pytest.mark.parametrize("images", [2, 7])
+def test_images_that_always_join_add_up(images: int) -> None:
+    """At rate 1 a patient's images are one Gaussian of so much less noise."""
+    together = epsilon_spent([(3.0 / images, 1.0, 4)], delta=DELTA)
+    apart = epsilon_spent([Mechanism(3.0, 1.0, 4, images)], delta=DELTA)
+    assert apart == pytest.approx(together, rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +104,9 @@ def test_epsilon_of_known_histories(
     assert epsilon_spent(history, delta=DELTA) == pytest.approx(expected, rel=3e-3)
 
 
-def test_merging_changes_nothing() -> None:
+def test_rounds_cost_what_their_steps_cost() -> None:
     """Fifty rounds cost what their steps cost at once: neither their sum nor the last one's."""
     rounds = [(2.0, 0.04, 20)] * 50
-    assert merge(rounds) == ((2.0, 0.04, 1000),)
     assert epsilon_spent(rounds, delta=DELTA) == pytest.approx(2.88, rel=5e-3)
 
 
@@ -84,13 +126,6 @@ def test_no_noise_is_no_privacy(noise_multiplier: float) -> None:
 def test_extreme_noise_is_survived(noise_multiplier: float, least: float, most: float) -> None:
     """Very little and very much noise give a sensible, finite bound."""
     assert least < epsilon_spent([(noise_multiplier, 1.0, 100)], delta=DELTA) < most
-
-
-@pytest.mark.parametrize("mechanism", [(-1.0, 0.1, 1), (1.0, 1.1, 1), (1.0, 0.1, -1)])
-def test_impossible_mechanisms_are_refused(mechanism: tuple[float, float, int]) -> None:
-    """A torn history is an error and never a small epsilon."""
-    with pytest.raises(ValueError, match="mechanism"):
-        epsilon_spent([mechanism], delta=DELTA)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,14 @@ def test_only_secret_randomness_promises_anything() -> None:
     assert "add/remove one exam" in str(secret)
 
 
+def test_an_image_s_promise_says_what_it_is_not() -> None:
+    """Where images are hidden, whoever reads the number learns that patients are hidden less."""
+    for randomness in Randomness:
+        image = dataclasses.replace(SEEDED, unit=Unit.IMAGE, randomness=randomness)
+        for said in (str(image), str(image.as_json()["adjacency"])):
+            assert "one image; a patient with several is hidden far less" in said
+
+
 def test_a_table_rounds_up_too() -> None:
     """Where the conditions stand beside a table, its numbers are still upper bounds."""
     assert rounded_up(7.991) == "8.00"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import BadInput
+from common.privacy.noise import seeded_noise
 from common.privacy.patient_sgd import Loss, clipped_sum, private_steps, refuse_unsupported
 from common.privacy.sampling import PatientBatch
 
@@ -180,7 +181,7 @@ def train(module: nn.Module, batches: list[PatientBatch], data: Any, **changes: 
         "max_grad_norm": C,
         "noise_multiplier": 1.0,
         "expected_patients": 4.0,
-        "noise": np.random.default_rng(5),
+        "noise": seeded_noise(bytes(16)),
         "max_images_at_once": 100,
         "optimizer": torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0),
         "loss": LOSS,
@@ -243,7 +244,7 @@ def test_the_same_stream_gives_the_same_bits() -> None:
     for seed in (5, 5, 6):
         torch.manual_seed(len(weights))
         fresh = network()
-        trained = train(fresh, [BATCH, (), BATCH[2:]], data, noise=np.random.default_rng(seed))
+        trained = train(fresh, [BATCH, (), BATCH[2:]], data, noise=seeded_noise(bytes([seed]) * 16))
         weights.append(torch.cat([p.detach().flatten() for p in trained.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

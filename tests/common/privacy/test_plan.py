@@ -54,6 +54,27 @@ def test_earlier_studies_count() -> None:
     assert again.value == epsilon_spent(site.history(20), delta=1e-5) > 8.0
 
 
+def test_images_hide_patients_far_less() -> None:
+    """With unit image the plan knows what the patient of the most images really loses."""
+    site = planned(unit=Unit.IMAGE, images_per_patient=4)
+    image = site.epsilon_after(10, randomness=Randomness.SECRET)
+    patient = site.patient_epsilon_after(10, randomness=Randomness.SECRET)
+    assert (image.unit, patient and patient.unit) == (Unit.IMAGE, Unit.PATIENT)
+    assert patient is not None
+    assert patient.value > 3 * image.value
+    history = [(site.noise_multiplier, 0.25, 40, 4)]
+    assert patient.value == epsilon_spent(history, delta=1e-5)
+    assert site.patient_history(10) == tuple(history)
+
+
+@pytest.mark.parametrize("unit", [Unit.PATIENT, Unit.EXAM])
+def test_where_patients_are_hidden_there_is_one_number(unit: Unit) -> None:
+    """The images of a step are one unit: the cap on them changes no epsilon."""
+    site = planned(unit=unit)
+    epsilon = site.epsilon_after(3, randomness=Randomness.SECRET)
+    assert site.patient_epsilon_after(3, randomness=Randomness.SECRET) == epsilon
+
+
 def test_too_large_a_delta_is_refused() -> None:
     """A site of many patients needs a smaller delta."""
     with pytest.raises(BadInput, match="at most 5e-06 for 20000"):
@@ -69,7 +90,7 @@ def test_impossible_plans_are_refused(change: dict[str, Any]) -> None:
 
 def test_importing_privacy_loads_neither_opacus_nor_torch_for_the_ledger() -> None:
     """Opacus loads only when it works, and what the ledger needs loads no torch either."""
-    light = ["accounting", "epsilon", "plan", "randomness", "sampling"]
+    light = ["accounting", "epsilon", "lifetime", "not_covered", "plan", "randomness", "sampling"]
     code = "import sys\n" + "".join(f"import common.privacy.{name}\n" for name in light)
     code += "assert not {'torch', 'opacus'} & set(sys.modules)\n"
     code += "import common.privacy.patient_sgd\nassert 'opacus' not in sys.modules"

@@ -1,4 +1,4 @@
-"""The round's secret: hidden, separate by purpose, and Gaussian where it should be."""
+"""The round's secret: hidden, and separate by purpose."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import hmac
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scipy import stats
 
 from common.privacy.epsilon import Randomness
-from common.privacy.randomness import RoundSecret, _encode, gaussian
+from common.privacy.randomness import RoundSecret, _encode
 
 BYTES = bytes(range(32))
 
@@ -53,7 +51,7 @@ def test_an_erased_secret_draws_nothing(secret: RoundSecret) -> None:
     assert bytes(buffer) == BYTES
     secret.erase()
     assert not any(buffer)
-    for use in (secret.reveal, lambda: secret.stream("x")):
+    for use in (secret.reveal, lambda: secret.stream("x"), lambda: secret.key("x")):
         with pytest.raises(RuntimeError, match="erased"):
             use()
 
@@ -124,32 +122,3 @@ def test_the_stream_is_chacha20_keyed_by_the_secret(secret: RoundSecret) -> None
     words = secret.stream("noise", 7).bit_generator.random_raw(32)
     keystream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(256))
     assert words.astype("<u8").tobytes() == keystream
-
-
-def test_noise_is_gaussian_out_to_its_tails(secret: RoundSecret) -> None:
-    """A Kolmogorov-Smirnov test, four moments and the counts beyond 3 and 4 sigma fit."""
-    n, std = 1_000_000, 2.5
-    noise = gaussian(secret.stream("noise"), (1000, 1000), std=std)
-    assert noise.shape == (1000, 1000)
-    assert noise.dtype == np.float64
-    z = noise.ravel() / std
-    assert stats.kstest(z[:100_000], "norm").pvalue > 1e-3
-    assert abs(z.mean()) < 4 / np.sqrt(n)
-    assert abs(z.var() - 1) < 4 * np.sqrt(2 / n)
-    assert abs(stats.skew(z)) < 4 * np.sqrt(6 / n)
-    assert abs(stats.kurtosis(z)) < 4 * np.sqrt(24 / n)
-    for limit in (3, 4):
-        expected = n * 2 * stats.norm.sf(limit)
-        assert abs((np.abs(z) > limit).sum() - expected) < 4 * np.sqrt(expected)
-
-
-def test_noise_is_a_sum_of_four_draws(secret: RoundSecret) -> None:
-    """The floating-point defence is there: four float64 draws over two."""
-    draws = secret.stream("noise").standard_normal((4, 5))
-    assert np.allclose(gaussian(secret.stream("noise"), (5,), std=3.0), draws.sum(0) * 1.5)
-
-
-def test_no_noise_draws_nothing(secret: RoundSecret) -> None:
-    """A standard deviation of 0 gives zeros."""
-    assert not gaussian(secret.stream("noise"), (2, 3), std=0.0).any()
-    assert gaussian(secret.stream("noise"), (0, 3), std=1.0).shape == (0, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 import warnings
 from dataclasses import asdict
@@ -109,8 +110,37 @@ def test_position_needs_no_pixels(tmp_path: Path) -> None:
 def test_nothing_that_identifies_is_returned(tmp_path: Path) -> None:
     """Neither the name nor the UID of the header is in what a slice says of itself."""
     got = read_ct_slice(ct_file(tmp_path / "a.dcm", STORED))
-    assert SECRET not in repr(asdict(got))
-    assert "1.2.3" not in repr(asdict(got))
+    kept = inspect.getclosurevars(got.part).nonlocals  # what computes its pixels later
+    said = f"{asdict(got)} {kept} {kept['unnamed'].data}"
+    assert "Rescale Slope" in said
+    assert SECRET not in said
+    assert "1.2.3" not in said
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attributes"),
+    [
+        (np.uint16, {"RescaleSlope": 2}),
+        (np.int16, {"RescaleSlope": 0.5, "PixelPaddingValue": 1000}),
+        (np.uint16, {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": 12, "HighBit": 11}),
+    ],
+)
+def test_a_part_of_a_slice_is_that_part_of_it(
+    tmp_path: Path, dtype: type, attributes: dict[str, object]
+) -> None:
+    """Hounsfield units of some rows and columns are those of the whole slice, to the last bit."""
+    stored = np.random.default_rng(0).integers(0, 4096, (20, 30)).astype(dtype)
+    stored[3:9, 5:9] = 1000
+    got = read_ct_slice(ct_file(tmp_path / "a.dcm", stored, **attributes))
+    part = got.part(slice(2, 11), slice(4, 30))
+    assert got.shape == got.hounsfield.shape == (20, 30)
+    assert np.array_equal(part, got.hounsfield[2:11, 4:30])
+
+
+def test_what_cannot_be_rescaled_is_refused_at_once(tmp_path: Path) -> None:
+    """A rescale that gives infinite values is refused before any pixel is asked for."""
+    with pytest.raises(BadData, match="infinite"):
+        read_ct_slice(ct_file(tmp_path / "a.dcm", STORED, RescaleSlope="1e38"))
 
 
 def test_monochrome1_is_inverted(tmp_path: Path) -> None:

@@ -1,0 +1,186 @@
+"""A study in words, for the hospital's data steward: `fedward site status`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from client.approval import SeenStudy, Status
+from client.policy import Objection, objections
+from common.catalogue import CATALOGUE
+from common.config import SiteSettings, Study
+from common.errors import BadInput, RefusalCode
+from common.privacy.epsilon import Epsilon, Randomness, Unit
+
+_MOST_CLASSES = 12  # named in the text; a study may have thousands
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One study that a server asked for, and what it would mean for the site."""
+
+    seen: SeenStudy
+    study: Study
+    planned: Epsilon | None  # None: without privacy
+    weights: int | None  # values in the one array that leaves each round; None: unknown model
+    release: Sequence[str]  # metrics
+    counts: bool
+    against: tuple[Objection, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `fedward site status --json` lists."""
+        study, seen = self.study, self.seen
+        return {
+            "sha256": seen.sha256,
+            "name": study.name,
+            "status": seen.status.value,
+            "first_seen": _when(seen.first_seen_s),
+            "decided": None if seen.decided_s is None else _when(seen.decided_s),
+            "data": study.data.kind,
+            "classes": list(study.classes),
+            "model": study.model.name,
+            "rounds": study.training.rounds,
+            "folds": study.data.folds,
+            "privacy": None if self.planned is None else self.planned.as_json(),
+            "leaves": {
+                "weights": self.weights,
+                "bytes_each_round": None if self.weights is None else 4 * self.weights,
+                "metrics": list(self.release),
+                "counts": self.counts,
+            },
+            "against": [
+                {"code": objection.code.value, "sentence": objection.sentence}
+                for objection in self.against
+            ],
+        }
+
+    def text(self) -> str:
+        """The same for people."""
+        study, seen = self.study, self.seen
+        since = seen.first_seen_s if seen.decided_s is None else seen.decided_s
+        lines = [
+            f"Study {study.name}: {seen.status} since {_when(since)}",
+            f"  hash      {seen.sha256}",
+            f"  data      {_data(study)}",
+            f"  model     {study.model.name}{self._size()}",
+            f"  runs      {_runs(study)}",
+            f"  privacy   {self._privacy()}",
+        ]
+        lines.append(f"  leaves    {self._leaves()}")
+        lines += [f"  forbidden {objection.sentence}" for objection in self.against]
+        if seen.status is Status.WAITING and not self.against:
+            lines.append(f"  to agree  fedward site approve SITE.yaml {seen.sha256[:16]}")
+        return "\n".join(_printable(line) for line in lines)
+
+    def _size(self) -> str:
+        return "" if self.weights is None else f", {self.weights:,} trained parameters"
+
+    def _privacy(self) -> str:
+        if self.planned is None:
+            return "NONE: trained without differential privacy"
+        folds = self.study.data.folds
+        return f"at most {self.planned}" + ("" if folds is None else ", over all models")
+
+    def _leaves(self) -> str:
+        arrays = "the trained weights"
+        if self.weights is not None:
+            megabytes = 4 * self.weights / 1e6
+            arrays = f"one array of {self.weights:,} float32 weights ({megabytes:,.2f} MB)"
+        metrics = "no metric"
+        if self.release:
+            metrics = f"exact {', '.join(self.release)} on the site's test patients"
+        counts = "with" if self.counts else "without"
+        return (
+            f"each round {arrays} and {metrics}; at the end a signed statement {counts} the "
+            "numbers of patients and images"
+        )
+
+
+def show(seen: SeenStudy, site: SiteSettings) -> Shown:
+    """What a study would mean for a site; raises BadInput where this version can't read it.
+
+    Args:
+        seen: from `client.approval.seen_studies`.
+        site: its declared numbers, policy and release.
+    """
+    study = seen.study()
+    against = objections(study, site)
+    planned, weights = _target(study, site), None
+    if study.model.name in CATALOGUE:
+        try:
+            weights = _weights(study)
+            planned = _over_folds(study, planned)
+        except BadInput as error:  # what no site could run
+            against = (*against, Objection(RefusalCode.BAD_INSTRUCTION, str(error)))
+    return Shown(
+        seen=seen,
+        study=study,
+        planned=planned,
+        weights=weights,
+        release=site.release.metrics,
+        counts=site.release.counts,
+        against=against,
+    )
+
+
+def text(shown: Sequence[Shown]) -> str:
+    """Every study, for people."""
+    if not shown:
+        return "No server has asked for a study yet."
+    return "\n\n".join(one.text() for one in shown)
+
+
+def _target(study: Study, site: SiteSettings) -> Epsilon | None:
+    """What one model may cost a patient: the target, which no site's plan exceeds."""
+    asked = study.privacy
+    if not asked.enabled:
+        return None
+    secret = site.randomness == "secret"
+    return Epsilon(
+        value=asked.target_epsilon,
+        delta=asked.target_delta,
+        unit=Unit(asked.unit),
+        randomness=Randomness.SECRET if secret else Randomness.SEEDED,
+    )
+
+
+def _over_folds(study: Study, one: Epsilon | None) -> Epsilon | None:
+    """What all models together may cost: with folds, each patient trains in all of them but one."""
+    folds = study.data.folds
+    if folds is None or one is None:
+        return one
+    from client.training import privacy_plan  # torch, and opacus when it is called: seconds
+
+    plan = privacy_plan(study, declared=1)  # epsilon doesn't depend on the number
+    return plan.epsilon_after((folds - 1) * study.training.rounds, randomness=one.randomness)
+
+
+def _weights(study: Study) -> int:
+    from common.models import study_model, trained_layout  # torch: seconds
+
+    return trained_layout(study_model(study)).size
+
+
+def _data(study: Study) -> str:
+    named = list(study.classes[:_MOST_CLASSES])
+    left = len(study.classes) - len(named)
+    classes = ", ".join(named) + (f" and {left} more" if left else "")
+    size = f"{study.data.image_size_px} px"
+    return f"{study.data.kind}, {size}; {study.task}: {classes}"
+
+
+def _runs(study: Study) -> str:
+    rounds = f"{study.training.rounds} rounds"
+    folds = study.data.folds
+    return rounds if folds is None else f"{rounds} for each of {folds} models (cross-validation)"
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _printable(line: str) -> str:
+    """Without what could move a terminal's cursor: names come from a server."""
+    return "".join(char if char.isprintable() else "?" for char in line)

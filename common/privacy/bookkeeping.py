@@ -1,0 +1,471 @@
+"""Clipped sums from one forward and one backward pass (Bu et al., ICML 2023, arXiv:2210.00038).
+
+The backward pass leaves the weights out and books, for each layer, its inputs a and the gradients
+g at its outputs. A Linear layer's gradient is a sum of outer products, one for each of a unit's R
+rows (its images, their tokens, and all calls of the layer):
+
+    W = sum_r g_r a_r^T,    so    |W|^2 = sum_rs (g_r . g_s) (a_r . a_s)
+
+A convolution is the same on the patches under its kernel. So there are two ways to a unit's norm
+without a backward pass of its own, and the cheaper one is taken layer by layer:
+
+- kept: each unit's W is made and kept until the clipping factors are known;
+- booked: the norm comes from the two Gram matrices (R, R) (Lee & Kifer, PoPETs 2021,
+  arXiv:2009.03106), and the clipped sum is one product over the rows of all units, each g_r
+  multiplied by its unit's factor.
+
+All other parameters are small: each image's gradient is written down, and that is kept, too.
+
+What is kept is what is added, so its norm is right however it came about. Gram matrices only know
+what should be added: where a unit's rows nearly cancel, rounding is all that remains of a float32,
+there and in the common product, and weights can be made such on purpose. As nothing is rounded by
+more than 2^-23 or so of the rows' lengths sum_r |g_r| |a_r|, a unit whose rows are several times as
+long as its gradient is taken out of the common product, and its W is made by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.models.layers import ClassToken, PositionEmbedding
+
+SLACK = 2.0**-19  # a norm counts for so much more, for all that is rounded to float32
+_CANCELS = 6.0  # times longer than its sum are a unit's rows: rounding may exceed the slack
+_GRAM_COST = 2.5  # of a multiplication for a Gram matrix; of one for W: 1
+_KEPT_COST = 35.0  # of a number that is kept: written, read twice
+_RUN = 2**15  # numbers whose squares are summed in float32: of a million, 6e-6 would be lost
+_AT_ONCE = 2**22  # numbers that are worked on at once: they stay near the processor
+
+Gradients: TypeAlias = dict[nn.Parameter, Tensor]
+Use: TypeAlias = tuple["Call", Tensor]
+"""A call of a layer and the gradients at its output."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One use of a layer in a forward pass over B images, of which it saw k rows each."""
+
+    layer: Any  # one of `RULES`
+    inputs: Tensor  # (k B, ...), an image's rows consecutive
+    output: Tensor  # (k B, ...)
+    versions: tuple[int, int]  # of both: who overwrites them in place is noticed
+    moments: tuple[Tensor, Tensor] | None  # mean and 1 / std that a norm layer found
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one type of layer is booked.
+
+    Args:
+        small: a call and its gradients -> gradients (k B, *shape) of parameters, row by row.
+        inputs: layer and inputs -> a (k B, T, D); None: all its parameters are small.
+        outputs: gradients at the output -> g (k B, T, P).
+        weight: layer and W (P, D) -> the gradient in the shape of the layer's weight.
+    """
+
+    small: Callable[[Call, Tensor], Gradients]
+    inputs: Callable[[Any, Tensor], Tensor] | None = None
+    outputs: Callable[[Tensor], Tensor] = lambda gradients: gradients
+    weight: Callable[[Any, Tensor], Tensor] = lambda _layer, product: product
+
+
+def _tokens(values: Tensor) -> Tensor:
+    """(k B, ..., F) -> (k B, T, F)."""
+    return values.reshape(len(values), -1, values.shape[-1])
+
+
+def _bias(call: Call, gradients: Tensor) -> Gradients:
+    return {} if call.layer.bias is None else {call.layer.bias: _tokens(gradients).sum(1)}
+
+
+def _patches(layer: nn.Conv2d, maps: Tensor) -> Tensor:
+    """Maps (k B, C, H, W) -> what the kernel sees at its T places (k B, T, kh * kw * C).
+
+    Channels last, so that what is copied lies together: up to five times as fast as `unfold`.
+    """
+    left, right, top, bottom = layer._reversed_padding_repeated_twice  # right for "same", too
+    last = maps.permute(0, 2, 3, 1)
+    padded = functional.pad(last, (0, 0, left, right, top, bottom)).contiguous()
+    rows, height, width, channels = padded.shape
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    high, wide = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
+    by_row, by_line, by_pixel, by_channel = padded.stride()
+    seen = padded.as_strided(
+        (rows, high, wide, kh, kw, channels),
+        (by_row, sh * by_line, sw * by_pixel, dh * by_line, dw * by_pixel, by_channel),
+    )
+    return seen.reshape(rows, high * wide, kh * kw * channels)
+
+
+def _places(gradients: Tensor) -> Tensor:
+    """(k B, P, h, w) -> (k B, T, P)."""
+    return gradients.flatten(2).mT
+
+
+def _kernel(layer: nn.Conv2d, product: Tensor) -> Tensor:
+    """(..., P, kh * kw * C) -> (..., P, C, kh, kw)."""
+    kh, kw = layer.kernel_size
+    return product.reshape(*product.shape[:-1], kh, kw, -1).movedim(-1, -3)
+
+
+def _conv2d(call: Call, gradients: Tensor) -> Gradients:
+    layer = call.layer
+    small = {} if layer.bias is None else {layer.bias: gradients.sum((2, 3))}
+    if layer.groups > 1:  # as many products; they are small
+        places = _places(gradients)
+        places = places.reshape(*places.shape[:2], layer.groups, -1)  # (k B, T, groups, P)
+        patches = _patches(layer, call.inputs)
+        patches = patches.view(*places.shape[:2], math.prod(layer.kernel_size), layer.groups, -1)
+        product = torch.einsum("btgp,btkgc->bgpkc", places, patches)
+        small[layer.weight] = _kernel(layer, product.flatten(3).flatten(1, 2))
+    return small
+
+
+def _group_norm(call: Call, gradients: Tensor) -> Gradients:
+    """Of weight * (x - mean) / std + bias, with one mean and std a group of channels."""
+    layer, (mean, rstd) = call.layer, _moments(call)
+    shape = (len(gradients), layer.num_groups, layer.num_channels // layer.num_groups, -1)
+    g, x = gradients.reshape(shape), call.inputs.reshape(shape)
+    at_bias = g.sum(3)  # (k B, groups, channels of one)
+    at_weight = ((g * x).sum(3) - at_bias * mean.unsqueeze(2)) * rstd.unsqueeze(2)
+    return {layer.weight: at_weight.flatten(1), layer.bias: at_bias.flatten(1)}
+
+
+def _layer_norm(call: Call, gradients: Tensor) -> Gradients:
+    """The same with one mean and std a token."""
+    layer, (mean, rstd) = call.layer, _moments(call)
+    shape = (len(gradients), -1, *layer.normalized_shape)
+    at_weight = (call.inputs - mean).mul_(rstd).mul_(gradients)
+    small = {layer.weight: at_weight.reshape(shape).sum(1)}
+    if layer.bias is not None:
+        small[layer.bias] = gradients.reshape(shape).sum(1)
+    return small
+
+
+def _moments(call: Call) -> tuple[Tensor, Tensor]:
+    assert call.moments is not None
+    return call.moments
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    ClassToken: Rule(lambda call, gradients: {call.layer.token: gradients[:, 0]}),
+    PositionEmbedding: Rule(lambda call, gradients: {call.layer.embedding: gradients}),
+    nn.Conv2d: Rule(_conv2d, _patches, _places, _kernel),
+    nn.GroupNorm: Rule(_group_norm),
+    nn.LayerNorm: Rule(_layer_norm),
+    nn.Linear: Rule(_bias, lambda _layer, inputs: _tokens(inputs), _tokens),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """What a group of units adds to the sum, and the norms that they were clipped by."""
+
+    sums: Gradients  # of each parameter that got a gradient
+    norms: Tensor  # (U,) float64, before clipping
+
+
+class BookKeeper:
+    """Makes the clipped sums of `module`, group after group.
+
+    All it keeps between groups is memory: the system's fresh pages take longer than the numbers
+    that are written to them.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._room: dict[nn.Parameter, Tensor] = {}
+
+    def clipped(
+        self, losses: Callable[[], Tensor], sizes: Sequence[int], *, max_grad_norm: float
+    ) -> Clipped:
+        """The sum over units of their clipped mean gradients.
+
+        Args:
+            losses: runs the module forward once; one loss for each image (B,).
+            sizes: numbers of images (U,) of the units, in the order of the batch.
+            max_grad_norm: C, > 0.
+
+        Raises:
+            ValueError: a layer's rows can't be shared out among the images, or somebody overwrites
+                in place what a layer saw or said.
+        """
+        with _booking(self._module) as calls:
+            values = losses()
+        for call in calls:
+            _check(call, images=len(values))
+        shares = torch.cat([values.new_full((size,), 1 / size) for size in sizes])  # averages
+        found = torch.autograd.grad(values, [c.output for c in calls], shares, allow_unused=True)
+        pairs: Iterable[tuple[Call, Tensor | None]] = zip(calls, found, strict=True)
+        booked = [(call, gradients) for call, gradients in pairs if gradients is not None]
+        with torch.no_grad():
+            return _clipped(self._parts(booked, list(sizes)), max_grad_norm)
+
+    def _parts(self, booked: list[Use], sizes: list[int]) -> list[_Kept | _Booked]:
+        small: Gradients = {}
+        products: dict[nn.Module, list[Use]] = {}
+        for call, gradients in booked:
+            for p, rows in RULES[type(call.layer)].small(call, gradients).items():
+                if p.requires_grad:
+                    by_image = rows.reshape(sum(sizes), -1, p.numel()).sum(1)
+                    small[p] = small[p] + by_image if p in small else by_image
+            weight = call.layer.weight if RULES[type(call.layer)].inputs else None
+            if weight is not None and weight.requires_grad and weight not in small:
+                products.setdefault(call.layer, []).append((call, gradients))
+        parts: list[_Kept | _Booked] = [_written_down(small, sizes)] if small else []
+        return parts + [self._product(layer, uses, sizes) for layer, uses in products.items()]
+
+    def _product(self, layer: Any, uses: list[Use], sizes: list[int]) -> _Kept | _Booked:
+        """The gradients of a layer's weight, in the cheaper of the two ways."""
+        width = len(layer.weight)  # P
+        depth = layer.weight.numel() // width  # D
+        rows = sum(gradients.numel() for _, gradients in uses) / width / len(sizes)  # R
+        if _GRAM_COST * rows**2 * (width + depth) < _KEPT_COST * width * depth:
+            return _booked(layer, uses, sizes)
+        room = self._room.get(layer.weight)
+        if room is None or len(room) < len(sizes):
+            room = layer.weight.new_empty(len(sizes), layer.weight.numel())
+            self._room[layer.weight] = room
+        return _kept(layer, uses, sizes, room=room[: len(sizes)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """Consecutive units of one size."""
+
+    first: int  # unit
+    units: int
+    image: int  # the first
+    size: int  # images of each
+
+    def of(self, by_unit: Tensor) -> Tensor:
+        """These units of all (U, ...)."""
+        return by_unit[self.first : self.first + self.units]
+
+    def rows(self, values: Tensor, images: int) -> Tensor:
+        """Their rows of all (k B, ...)."""
+        k = len(values) // images
+        return values[k * self.image : k * (self.image + self.units * self.size)]
+
+
+def _runs(sizes: Sequence[int], most: int) -> Iterator[_Run]:
+    """All units, in order, at most so many at once."""
+    first = image = 0
+    for size, same in itertools.groupby(sizes):
+        left = len(list(same))
+        while left:
+            units = min(left, most)
+            yield _Run(first, units, image, size)
+            first, image, left = first + units, image + units * size, left - units
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """Gradients that are there for each unit."""
+
+    matrix: Tensor  # (U, N)
+    squares: Tensor  # (U,) float64, of their norms
+    shaped: Callable[[Tensor], Gradients]  # (N,) -> as the parameters are
+
+
+def _written_down(small: Gradients, sizes: list[int]) -> _Kept:
+    """Small gradients (B, numel) each, all in one matrix."""
+    by_image = torch.cat(list(small.values()), 1)
+    runs = list(_runs(sizes, len(sizes)))
+    by_run = [run.rows(by_image, len(by_image)).view(run.units, run.size, -1) for run in runs]
+    matrix = torch.cat([rows.sum(1) for rows in by_run])
+
+    def shaped(total: Tensor) -> Gradients:
+        parts = torch.split(total, [p.numel() for p in small])
+        return {p: part.view_as(p) for p, part in zip(small, parts, strict=True)}
+
+    return _Kept(matrix, squared_norms(matrix), shaped)
+
+
+def _kept(layer: Any, uses: list[Use], sizes: list[int], *, room: Tensor) -> _Kept:
+    """Each unit's W, written into `room` (U, P * D); a few units at once, near the processor."""
+    rule, width, images = RULES[type(layer)], len(layer.weight), sum(sizes)
+    assert rule.inputs is not None
+    numbers = sum(call.inputs.numel() for call, _ in uses) * layer.weight[0, 0].numel()
+    squares = []
+    for run in _runs(sizes, max(1, _AT_ONCE * len(sizes) // max(numbers, room.numel()))):
+        made = run.of(room).view(run.units, width, -1)
+        for number, (call, gradients) in enumerate(uses):
+            a = rule.inputs(layer, run.rows(call.inputs, images))
+            g = rule.outputs(run.rows(gradients, images))
+            a, g = (rows.reshape(run.units, -1, rows.shape[2]) for rows in (a, g))  # (u, R, .)
+            if number == 0:
+                torch.bmm(g.mT, a, out=made)
+            else:
+                made.baddbmm_(g.mT, a)
+        squares.append(squared_norms(run.of(room)))
+
+    def shaped(total: Tensor) -> Gradients:
+        return {layer.weight: rule.weight(layer, total.view(width, -1))}
+
+    return _Kept(room, torch.cat(squares), shaped)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Booked:
+    """Gradients of a layer's weight that are only known by their rows."""
+
+    layer: Any
+    rows: list[tuple[Tensor, Tensor]]  # a (k B, T, D) and g (k B, T, P) of each call
+    sizes: list[int]
+    squares: Tensor  # (U,) float64, of the units' norms
+    lengths: Tensor  # (U,) float64, sum_r |g_r| |a_r|: what the norm is at most
+
+    def sum(self, factors: Tensor) -> Tensor:
+        """sum_u factors_u W_u; a unit with factor 0 is left out, whatever its rows are."""
+        of_image = torch.repeat_interleave(factors, torch.tensor(self.sizes).to(factors.device))
+        total: Tensor | None = None
+        for a, g in self.rows:
+            of_row = of_image.repeat_interleave(len(a) // len(of_image)).view(-1, 1, 1)
+            left_out = of_row == 0
+            if left_out.any():  # 0 times infinity isn't 0
+                a, g = a.masked_fill(left_out, 0), g.masked_fill(left_out, 0)
+            product = (g * of_row).flatten(0, 1).T @ a.flatten(0, 1)
+            total = product if total is None else total + product
+        assert total is not None
+        return RULES[type(self.layer)].weight(self.layer, total)
+
+    def of_unit(self, unit: int) -> Tensor:
+        """W_u, by itself."""
+        (run,) = (run for run in _runs(self.sizes, 1) if run.first == unit)
+        a, g = (
+            torch.cat([run.rows(rows[i], sum(self.sizes)).flatten(0, 1) for rows in self.rows])
+            for i in (0, 1)
+        )
+        return RULES[type(self.layer)].weight(self.layer, g.T @ a)
+
+
+def _booked(layer: Any, uses: list[Use], sizes: list[int]) -> _Booked:
+    """Norms by Gram matrices."""
+    rule, images = RULES[type(layer)], sum(sizes)
+    assert rule.inputs is not None
+    rows = [(rule.inputs(layer, call.inputs), rule.outputs(g)) for call, g in uses]
+    squares, lengths = [], []
+    for run in _runs(sizes, len(sizes)):
+        a, g = (
+            torch.cat([run.rows(t, images).reshape(run.units, -1, t.shape[2]) for t in side], 1)
+            for side in zip(*rows, strict=True)
+        )  # (u, R, D), (u, R, P)
+        of_a, of_g = _gram(a), _gram(g)
+        squares.append((of_a * of_g).sum((1, 2)))
+        each = of_a.diagonal(dim1=1, dim2=2) * of_g.diagonal(dim1=1, dim2=2)
+        lengths.append(each.sqrt().sum(1))
+    return _Booked(layer, rows, sizes, torch.cat(squares), torch.cat(lengths))
+
+
+def _gram(vectors: Tensor) -> Tensor:
+    """Their products (u, R, F) -> (u, R, R) float64."""
+    columns = vectors.mT.contiguous()  # so the product takes half the time, the copy included
+    return (columns.mT @ columns).double()
+
+
+def _clipped(parts: list[_Kept | _Booked], max_grad_norm: float) -> Clipped:
+    """Clip each unit by the norm of all its parts together, and sum over units."""
+    kept = [part for part in parts if isinstance(part, _Kept)]
+    booked = [part for part in parts if isinstance(part, _Booked)]
+    squares = torch.stack([part.squares for part in parts]).sum(0)  # (U,)
+    lengths = sum(part.lengths.square() for part in booked)  # (U,)
+    apart = (lengths > _CANCELS**2 * squares).nonzero().flatten().tolist() if booked else []
+    alone = {part.layer.weight: torch.zeros_like(part.layer.weight) for part in booked if apart}
+    for unit in apart:
+        made = {part.layer.weight: part.of_unit(unit) for part in booked}
+        squares[unit] = sum(part.squares[unit] for part in kept)
+        squares[unit] += sum(squared_norms(w.reshape(1, -1)).squeeze() for w in made.values())
+        if squares[unit].isfinite():
+            factor = float(clip_factors(squares[unit], max_grad_norm))
+            for weight, w in made.items():
+                alone[weight].add_(w, alpha=factor)
+
+    factors = clip_factors(squares, max_grad_norm).float()  # (U,)
+    sums: Gradients = {}
+    for each in kept:
+        if not (factors > 0).all():
+            each.matrix.masked_fill_((factors == 0).unsqueeze(1), 0)  # 0 times infinity isn't 0
+        sums |= each.shaped(factors @ each.matrix)
+    together = factors.clone()
+    together[apart] = 0
+    for part in booked:
+        weight = part.layer.weight
+        sums[weight] = part.sum(together)
+        if apart:
+            sums[weight] += alone[weight]
+    return Clipped({p: total.contiguous() for p, total in sums.items()}, squares.sqrt())
+
+
+def clip_factors(squares: Tensor, max_grad_norm: float) -> Tensor:
+    """What gradients of these squared norms are multiplied by: min(1, C / norm), less the slack.
+
+    A norm that isn't finite gives 0: one NaN would tell the world who is there.
+    """
+    norms = squares.sqrt()
+    return (max_grad_norm / norms / (1 + SLACK)).clamp(max=1).where(norms.isfinite(), 0)
+
+
+def squared_norms(matrix: Tensor) -> Tensor:
+    """Squared norms (U,) of rows (U, N), in float64 from runs in float32."""
+    norms = [torch.linalg.vector_norm(run, dim=1) for run in torch.split(matrix, _RUN, 1)]
+    return torch.stack(norms).double().square().sum(0)
+
+
+@contextmanager
+def _booking(module: nn.Module) -> Iterator[list[Call]]:
+    """Calls of trained layers are listed, and no gradients of weights are computed."""
+    calls: list[Call] = []
+
+    def before(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (x,) = inputs
+        return inputs if x.requires_grad else (x.detach().requires_grad_(),)
+
+    def after(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        (x,), moments = inputs, None
+        if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+            made_by: Any = output.grad_fn  # torch's notes on autograd: "saved tensors"
+            moments = made_by._saved_result1, made_by._saved_result2
+        versions = x._version, output._version
+        calls.append(Call(layer, x.detach(), output, versions, moments))
+
+    trained = [p for p in module.parameters() if p.requires_grad]
+    hooks = [
+        hook
+        for layer in module.modules()
+        if any(p.requires_grad for p in layer.parameters(recurse=False))
+        for hook in (
+            layer.register_forward_pre_hook(before),
+            layer.register_forward_hook(after),
+        )
+    ]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield calls
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+        for hook in hooks:
+            hook.remove()
+
+
+def _check(call: Call, *, images: int) -> None:
+    name, rows = type(call.layer).__name__, len(call.output)
+    if rows % images or len(call.inputs) != rows:
+        raise ValueError(
+            f"a {name} saw {rows} rows of {images} images; expected as many rows of each image."
+        )
+    if (call.inputs._version, call.output._version) != call.versions:
+        raise ValueError(
+            f"a {name}'s input or output is overwritten in place; write `x = x + y` for `x += y`."
+        )

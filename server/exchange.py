@@ -1,0 +1,54 @@
+"""Asking the sites of a federation and taking their answers, on any Flower Grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from common.config import Study
+from common.errors import SiteRefusal
+from common.messages import decode_refusal
+from common.models import Layout
+
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """One leg of a study: its fold, its sites by Flower's node id, and where it is written."""
+
+    study: Study
+    fold: int  # 0: the study has one split
+    sites: Mapping[int, str]
+    layout: Layout
+    out: Path
+
+
+def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[tuple[Message, int]]:
+    """Replies with the nodes that were asked, as they arrive, until all are in or time is over."""
+    pushed = set(grid.push_messages(messages))  # which also gives each message its id
+    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    waiting = pushed & asked.keys()
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        arrived = list(grid.pull_messages(waiting))
+        if not arrived and time.monotonic() > deadline:
+            return  # what is in is taken, so an engine that works in turn never runs late
+        for reply in arrived:
+            # Not by its sender: Flower itself answers, as the server, for a site that is gone.
+            message_id = reply.metadata.reply_to_message_id
+            waiting.discard(message_id)
+            yield reply, asked[message_id]
+        if not arrived:
+            time.sleep(_POLL_S)
+
+
+def refusal_of(reply: Message) -> str:
+    """Why a site, or Flower for it, gave an error instead of an answer."""
+    code = decode_refusal(reply.error)
+    return f"{code.value}: {SiteRefusal(code)}" if code else "the site's process failed"

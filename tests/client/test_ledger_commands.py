@@ -1,0 +1,216 @@
+"""`fedward privacy ledger`: what it shows, what it finds, and the way back from a loss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import fedward
+from client.keys import RECEIPTS_CHAIN, open_keys
+from client.ledger import Ledger, Request, WholeStudy, open_ledger
+from client.ledger_commands import whole_study
+from client.receipts import Asked, Receipts, Sent
+from common.chain import Head
+from common.config import Budget, load_site, load_study
+from common.errors import BadInput
+from common.privacy.epsilon import Randomness, Unit, rounded_up
+from common.privacy.lifetime import lifetime_epsilon
+from common.privacy.mechanism import Mechanism
+
+STEP = Mechanism(2.0, 0.1, 4)
+
+
+@pytest.fixture
+def site(tiny: Path) -> Path:
+    """A site.yaml with a state folder, a budget and data."""
+    path = tiny / "site.yaml"
+    path.write_text(
+        "name: north\ndata: manifest.csv\nstate: state\ndeclared_patients: 10\n"
+        "budget: {epsilon: 4.0}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def ledger(site: Path) -> Ledger:
+    """The site's ledger with two rounds of one study and one of another."""
+    state = site.parent / "state"
+    made = open_ledger(state, key=open_keys(state).ledger)
+    for study, number in (("a", 1), ("a", 2), ("b", 1)):
+        reserve(made, study, number)
+    return made
+
+
+def reserve(ledger: Ledger, study: str, number: int) -> None:
+    """One round of four steps for three patients."""
+    ledger.reserve(
+        Request(
+            study=study * 64,
+            fold=0,
+            round_number=number,
+            weights_sha256="0" * 64,
+            data_fingerprint="0" * 64,
+            unit=Unit.PATIENT,
+            randomness=Randomness.SECRET,
+            mechanism=STEP,
+            patients=["north-0", "north-1", "gone"],
+        ),
+        cap=Budget(),
+        secret=lambda: bytes([number]) * 31 + study.encode(),
+        known_head=None,
+    )
+
+
+def receipt(site: Path, head: Head) -> None:
+    """Let a message have left that this row of the ledger paid for."""
+    state = site.parent / "state"
+    entry = Sent(
+        asked=Asked(kind="train", study="a" * 64, fold=0, round=1, weights="0" * 64),
+        sha256="0" * 64,
+        bytes=0,
+        arrays=(),
+        metrics={},
+        epsilon=None,
+        ledger=str(head),
+    )
+    receipts = Receipts(state / RECEIPTS_CHAIN, open_keys(state).receipts, lambda _: None)
+    receipts.append(entry, now=datetime.now(UTC))
+
+
+def says(*arguments: str | Path) -> Result:
+    """The command line in this process."""
+    return CliRunner().invoke(fedward.app, ["privacy", "ledger", *map(str, arguments)])
+
+
+def cost(steps: int) -> float:
+    """Epsilon of so many steps."""
+    return lifetime_epsilon([STEP._replace(steps=steps)], delta=1e-5)
+
+
+def test_it_shows_each_study_and_the_worst_off_patient(site: Path, ledger: Ledger) -> None:
+    """By study rounds, steps, noise and rate; then what is spent, the cap, what is left."""
+    found = json.loads(says("show", site, "--json").stdout)
+    assert [(one["study_sha256"][0], one["rounds"], one["steps"]) for one in found["studies"]] == [
+        ("a", 2, 8),
+        ("b", 1, 4),
+    ]
+    assert found["studies"][0]["noise_multiplier"] == 2.0
+    assert found["studies"][0]["alone"]["epsilon"] == cost(8)
+    assert found["spent"]["epsilon"] == cost(12)
+    assert found["cap"]["epsilon"] == 4.0
+    assert found["left"]["epsilon"] == 4.0 - cost(12)
+    assert all(found[name]["unit"] == "patient" for name in ("spent", "cap", "left"))
+    assert (found["patients"], found["rounds_without_reply"]) == (3, 3)
+    assert found["head"] == str(ledger.verify(None))
+
+
+def test_the_table_has_every_condition_and_no_patient(site: Path, ledger: Ledger) -> None:
+    """No epsilon without delta, adjacency, trust and randomness beside it; nobody's name."""
+    shown = says("show", site)
+    assert shown.exit_code == 0
+    for words in (
+        "aaaaaaaaaaaa",
+        rounded_up(cost(12)),
+        "delta 1e-05",
+        "add/remove one patient",
+        "local:",
+    ):
+        assert words in shown.stdout
+    assert "guarantee: differential privacy per patient" in shown.stdout
+    assert "north-" not in shown.stdout
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_without_a_ledger_it_says_when_there_will_be_one(site: Path, command: str) -> None:
+    """Looking makes nothing: no folder, no key, no ledger."""
+    shown = says(command, site)
+    assert shown.exit_code == 2
+    assert "there is no ledger" in shown.stderr
+    assert not (site.parent / "state" / "keys").exists()
+
+
+def test_an_older_copy_is_found_by_the_receipts(site: Path, ledger: Ledger) -> None:
+    """Verify asks the receipts and whoever remembers a head; what is newer than both is fine."""
+    backup = site.parent / "backup"
+    shutil.copy(ledger.path, backup)
+    reserve(ledger, "b", 2)
+    head = ledger.verify(None)
+    assert str(head) in says("verify", site, "--head", head).stdout
+    shutil.copy(backup, ledger.path)
+    assert says("verify", site).exit_code == 0
+    assert says("verify", site, "--head", head).exit_code == 1
+    receipt(site, head)
+    found = says("verify", site)
+    assert found.exit_code == 1
+    assert "restore SITE.yaml --study STUDY.yaml" in found.stderr
+
+
+def test_a_restore_charges_everybody_in_the_data_or_ever_seen(site: Path, ledger: Ledger) -> None:
+    """All of the study for each of them; then what the receipts remember is accepted."""
+    receipt(site, Head(9, "9" * 64))
+    study = site.parent / "study.yaml"
+    study.write_text(study.read_text().replace("privacy: {", "privacy: {enabled: true, "))
+    restored = says("restore", site, "--study", study)
+    assert restored.exit_code == 0, restored.stderr
+    assert says("verify", site).exit_code == 0
+    shown = json.loads(says("show", site, "--json").stdout)
+    assert shown["restores"] == 1
+    assert (shown["studies"][-1]["whole"], shown["studies"][-1]["steps"]) == (True, 2 * 2)
+    assert shown["patients"] == 24 + 1  # in the data, and the one who has left them
+    whole = Mechanism(shown["studies"][-1]["noise_multiplier"], 0.5, 4)
+    for patient, history in (
+        ("north-1", [STEP._replace(steps=12), whole]),
+        ("gone", [STEP._replace(steps=12), whole]),
+        ("east-3", [whole]),
+    ):
+        epsilon = ledger.spent([patient], delta=1e-5).epsilon
+        assert epsilon is not None
+        assert epsilon.value == lifetime_epsilon(history, delta=1e-5)
+
+
+def test_a_whole_study_is_every_round_of_every_fold(site: Path) -> None:
+    """What a restore charges is all that the study may ask of a patient, images by the patient."""
+    changes = ["privacy.enabled=true", "data.folds=3", "training.rounds=5"]
+    study = load_study(site.parent / "study.yaml", changes)
+    assert whole_study(study, load_site(site)).mechanism[1:] == (0.5, 2 * 5 * 3, 1)
+    by_image = load_study(site.parent / "study.yaml", [*changes, "privacy.unit=image"])
+    with pytest.raises(BadInput, match="declared_images"):
+        whole_study(by_image, load_site(site))
+    site.write_text(site.read_text() + "declared_images: 20\n")
+    assert whole_study(by_image, load_site(site)).mechanism[1:] == (0.5, 2 * 5 * 3, 4)
+
+
+def test_a_study_without_privacy_has_no_place_in_a_ledger(site: Path) -> None:
+    """It is refused by name instead of being charged as nothing."""
+    refused = says("restore", site, "--study", site.parent / "study.yaml")
+    assert refused.exit_code == 2
+    assert "tiny trains without privacy" in refused.stderr
+
+
+@pytest.mark.parametrize("head", ["", "3", "3:abc", "x:" + "0" * 64])
+def test_what_is_no_head_is_refused(site: Path, ledger: Ledger, head: str) -> None:
+    """A head that was not copied whole is said to be none."""
+    refused = says("verify", site, "--head", head)
+    assert refused.exit_code == 2
+    assert "COUNT:HASH" in refused.stderr
+
+
+def test_noise_without_a_bound_is_shown_as_such(site: Path, ledger: Ledger) -> None:
+    """Where no epsilon bounds a loss, the words say so and nothing is left."""
+    naked = WholeStudy(
+        study="c" * 64,
+        unit=Unit.PATIENT,
+        randomness=Randomness.SEEDED,
+        mechanism=Mechanism(0.0, 0.1, 1),
+        patients=["north-0"],
+    )
+    ledger.restore([naked], lost=())
+    assert "no bound" in says("show", site).stdout
+    found = json.loads(says("show", site, "--json").stdout)
+    assert (found["spent"], found["left"]) == (None, None)

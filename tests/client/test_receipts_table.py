@@ -1,0 +1,177 @@
+"""`fedward site receipts`: a table that a person can read, and a verdict with an exit code."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import fedward
+from client.keys import open_keys
+from client.receipts import Asked, Receipts, Refused, Sent, SentArray, rotate_receipt_key
+from common.chain import Head
+from common.errors import RefusalCode
+from common.privacy.epsilon import Epsilon, Randomness, Unit
+from common.statement import StatedEpsilon
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+STUDY = "ab" * 32
+
+
+def says(folder: Path, *options: str) -> Result:
+    """The command on the site of this folder."""
+    return CliRunner().invoke(
+        fedward.app, ["site", "receipts", str(folder / "site.yaml"), *options]
+    )
+
+
+def quiet(_head: Head) -> None:
+    """No journal."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A site that has sent weights and a statement, refused twice and changed its key."""
+    (tmp_path / "site.yaml").write_text("name: north\nstate: state\n")
+    state = tmp_path / "state"
+    book = Receipts(state / "receipts.jsonl", open_keys(state).receipts, quiet)
+    bound = Epsilon(value=1.23401, delta=1e-5, unit=Unit.PATIENT, randomness=Randomness.SECRET)
+    train = Sent(
+        asked=Asked(kind="train", study=STUDY, fold=0, round=3, weights="cd" * 32),
+        sha256="ef" * 32,
+        bytes=4128,
+        arrays=(SentArray(name="packed", shape=(1000,), dtype="float32", bytes=4000),),
+        metrics={"loss": 0.123456},
+        epsilon=StatedEpsilon.of(bound),
+    )
+    statement = Sent(
+        asked=Asked(kind="statement", study=STUDY, fold=2, round=None, weights=None),
+        sha256="01" * 32,
+        bytes=900,
+        arrays=(),
+        metrics={},
+        epsilon=None,
+    )
+    refusal = Refused(asked=train.asked, code=RefusalCode.OVER_BUDGET)
+    for entry in (train, refusal, Refused(asked=None, code=RefusalCode.BAD_INSTRUCTION), statement):
+        book.append(entry, now=NOW)
+    rotate_receipt_key(state, now=NOW, announce=quiet)
+    return tmp_path
+
+
+def head_of(folder: Path) -> str:
+    """The head as the command tells it."""
+    return str(json.loads(says(folder, "--json").stdout)["head"])
+
+
+def test_the_table_says_what_left_and_what_was_refused(folder: Path) -> None:
+    """One row a receipt; epsilon's meaning, totals and the head stand below."""
+    said = says(folder)
+    assert said.exit_code == 0
+    _, _, train, over, unread, statement, key, _, *below = said.stdout.splitlines()
+    assert train.split() == [
+        *("1", "2026-01-02", "03:04:05", "abababab", "3", "train", "packed", "(1,000"),
+        *("float32),", "loss", "0.1235;", "4,128", "bytes", "1.24"),
+    ]
+    assert "train refused" in over
+    assert "over-budget: The site's privacy budget doesn't allow this round." in over
+    assert "refused" in unread
+    assert "bad-instruction" in unread
+    assert statement.split()[3:] == ["abababab", "2", "statement", "900", "bytes"]
+    assert "new key" in key
+    assert below == [
+        "Study abababab: epsilon per patient (delta 1e-05, add/remove one patient, local: the site "
+        "adds its noise itself; server and other sites need no trust; guarantee: differential "
+        "privacy per patient)",
+        "2 messages left (1 statement, 1 train), 5,028 bytes; 2 refusals listed.",
+        f"Head: {head_of(folder)}",
+        "Keep the head elsewhere, and compare some day: --verify --head HEAD.",
+    ]
+
+
+def test_json_has_every_line(folder: Path) -> None:
+    """What the table rounds, JSON has in full."""
+    said = json.loads(says(folder, "--json").stdout)
+    assert [line["entry"]["type"] for line in said["receipts"]] == [
+        "sent", "refused", "refused", "sent", "new-key",
+    ]  # fmt: skip
+    assert said["receipts"][0]["entry"]["epsilon"]["epsilon"] == 1.23401
+    assert (said["messages"], said["bytes"], said["refusals"]) == (2, 5028, 2)
+    assert said["head"].startswith("5:")
+
+
+def test_a_whole_chain_is_said_to_be_whole(folder: Path) -> None:
+    """Exit code 0, and what can't be seen without a head is said."""
+    said = says(folder, "--verify")
+    assert said.exit_code == 0
+    assert said.stdout.startswith("Whole: 5 lines.")
+    assert "only with --head" in said.stdout
+    compared = says(folder, "--verify", "--head", head_of(folder))
+    assert (compared.exit_code, "only with" in compared.stdout) == (0, False)
+    assert json.loads(says(folder, "--verify", "--json").stdout) == {
+        "whole": True,
+        "head": head_of(folder),
+        "problems": [],
+    }
+
+
+def test_each_problem_is_named_by_its_line(folder: Path) -> None:
+    """A changed line: exit code 1, where it is, and the table still shows the others."""
+    path = folder / "state" / "receipts.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"bytes":4128', b'"bytes":4129'))
+    said = says(folder, "--verify")
+    assert said.exit_code == 1
+    assert said.stdout.startswith("line 1: was changed after it was signed.\nline 2: ")
+    found = json.loads(says(folder, "--verify", "--json").stdout)
+    assert (found["whole"], found["problems"][0]["line"]) == (False, 1)
+    path.write_bytes(path.read_bytes().replace(b'"bytes":4129', b'"bytes":    '))
+    assert "can't be read" in says(folder).stdout
+    assert json.loads(says(folder, "--json").stdout)["receipts"][0] is None
+
+
+def test_cut_lines_need_a_head(folder: Path) -> None:
+    """--head alone verifies too, and finds lines that are missing at the end."""
+    head = head_of(folder)
+    path = folder / "state" / "receipts.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
+    said = says(folder, "--head", head)
+    assert said.exit_code == 1
+    assert "4 lines are there, but the known head names 5" in said.stdout
+
+
+def test_a_lost_key_is_a_problem_of_its_own(folder: Path) -> None:
+    """The lines are compared with one another all the same."""
+    (folder / "state" / "keys" / "receipts.pem").unlink()
+    said = says(folder, "--verify")
+    assert said.exit_code == 1
+    assert "receipts.pem: the key is missing" in said.stdout
+    assert "line" not in said.stdout.replace("pipeline", "")
+
+
+@pytest.mark.parametrize("head", ["5", "5:ab", "x:" + "0a" * 32, "5:" + "0A" * 32])
+def test_a_head_that_is_none_is_bad_input(folder: Path, head: str) -> None:
+    """Exit code 2, and what a head looks like."""
+    said = says(folder, "--verify", "--head", head)
+    assert said.exit_code == 2
+    assert "--head: a head is COUNT:HASH" in said.stderr
+
+
+def test_a_site_without_a_state_folder_is_bad_input(folder: Path) -> None:
+    """The sentence names the key."""
+    (folder / "site.yaml").write_text("name: north\n")
+    said = says(folder)
+    assert said.exit_code == 2
+    assert "state" in said.stderr
+
+
+def test_before_the_first_message_there_is_nothing(tmp_path: Path) -> None:
+    """Reading makes neither folder nor key."""
+    (tmp_path / "site.yaml").write_text("name: north\nstate: state\n")
+    assert says(tmp_path).stdout == "Nothing has left this site yet.\n"
+    assert says(tmp_path, "--verify").stdout.startswith("Whole: 0 lines.")
+    assert says(tmp_path, "--head", "1:" + "0a" * 32).exit_code == 1
+    assert not (tmp_path / "state").exists()
