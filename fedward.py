@@ -233,17 +233,30 @@ def ledger_restore(
             "--study", metavar="STUDY.yaml", help="Every study that is approved; repeatable."
         ),
     ],
+    heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head",
+            metavar="COUNT:HASH",
+            help="A head of the lost receipts that a server remembers (the log says it); "
+            "repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Go on from a backup, or with a new ledger: charges all of every approved study first.
 
-    What was spent since the backup is unknown, but at most that. Each use charges it again.
+    What was spent since the backup is unknown, but at most that. Each use charges it again. Heads
+    that are given up by it are listed by `fedward site receipts`.
     """
     with _edge():
+        from datetime import UTC, datetime
+
         from client.ledger_commands import restore
         from common.config import load_site, load_study
 
         loaded = [load_study(path) for path in studies]
-        head = restore(load_site(site), loaded)
+        now = datetime.now(UTC)
+        head = restore(load_site(site), loaded, receipts_heads=heads or [], now=now)
         typer.echo(f"Studies charged whole: {len(loaded)}. The ledger's head is {head}")
 
 
@@ -473,6 +486,31 @@ def site_run(site: SitePath) -> None:
                 run_site(load_site(site), client_app)
             except KeyboardInterrupt:
                 typer.echo("Stopped. The same command goes on.", err=True)
+
+
+@site_app.command("check")
+def site_check(
+    site: SitePath,
+    study: Annotated[
+        str | None,
+        typer.Option("--study", metavar="STUDY", help="Also: may it run here, what would leave."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look whether a site is ready to join, and at what would leave; sends nothing.
+
+    Data, policy, state folder, keys, clock, device, privacy engine, ledger and receipts. Exit code
+    1 where something must be mended. The report stays at the site.
+    """
+    with _edge():
+        from client.site_check import check_site
+
+        asked = None if study is None else _study(study, [], None)
+        with _counting("files") as count:
+            checked = check_site(site, asked, on_file=count)
+        typer.echo(_json(checked.as_json()) if as_json else checked.text())
+        if checked.mend:
+            raise typer.Exit(1)
 
 
 @site_app.command("status")

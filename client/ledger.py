@@ -17,7 +17,8 @@ Formal guarantees:
 Edge cases:
     A refusal tells whoever sees it that somebody's budget is nearly used up; it is not noised.
     A whole ledger that was replaced by an older copy, or taken away, can't be known from itself:
-    `known_head` finds it. Two copies of a machine each count alone.
+    the receipts find it, and the ledger finds an old copy of the receipts. Both at once are found
+    by the head that a server remembers. Two copies of a machine each count alone.
     SQLite's journal, removed when a call returns, has held the secret that was erased; what a file
     system keeps of a removed file is beyond this. Encrypt the disk.
 
@@ -36,6 +37,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from client.ledger_book import (
     PATIENT_BYTES,
@@ -127,6 +129,21 @@ class WholeStudy:
     patients: Collection[str]
 
 
+class Witness(Protocol):
+    """The other chain of the site, its receipts: each of the two remembers the other's head."""
+
+    @property
+    def head(self) -> Head:
+        """How far it has come."""
+
+    @property
+    def ledger_head(self) -> Head | None:
+        """Where the ledger was when it last looked, if it has."""
+
+    def knows(self, head: Head) -> bool:
+        """Whether it has been at `head`, or has given it up since."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """A round that is paid for; `secret` is None once settled, its reply being in the outbox."""
@@ -185,7 +202,7 @@ class Ledger:
         *,
         cap: Budget,
         secret: Callable[[], bytes],
-        known_head: Head | None,
+        receipts: Witness,
     ) -> Reservation:
         """Charge a round to everybody it can touch, or find that it is charged already.
 
@@ -193,13 +210,14 @@ class Ledger:
             request: the round.
             cap: what the worst-off of its patients may have lost with it; see `lowered`.
             secret: gives the round's 32 bytes; called only for a new round that the cap allows.
-            known_head: what the server or the receipts remember, if they do.
+            receipts: the site's; their head goes into the row.
 
         Returns:
             The reservation; it is on disk.
 
         Raises:
-            OverBudget, LedgerDamaged, LedgerUnwritable: the round must not be run.
+            OverBudget, LedgerDamaged, LedgerUnwritable: the round must not be run; damaged also
+                where the receipts are an older copy than the ledger remembers.
             ValueError: a mechanism out of range, or a `secret` that is none.
 
         Edge cases:
@@ -216,7 +234,8 @@ class Ledger:
             data_fingerprint=request.data_fingerprint,
         )
         with self._transaction() as (db, book):
-            self._check(book, known_head)
+            self._check(book, receipts.ledger_head)
+            _check_receipts(book, receipts)
             number = book.reserved.get((asked, charge))
             if number is not None:
                 return Reservation(book.heads[number - 1], book.secrets.get(number))
@@ -228,7 +247,10 @@ class Ledger:
             if request.randomness is Randomness.SECRET and commitment in book.commitments.values():
                 raise ValueError("the source of randomness gave the same 32 bytes twice.")
             self._keep_cohort(db, charge.cohort, patients)
-            self._append(db, book, Reserved(round=asked, charge=charge, commitment=commitment))
+            row = Reserved(
+                round=asked, charge=charge, commitment=commitment, receipts=str(receipts.head)
+            )
+            self._append(db, book, row)
             db.execute("INSERT INTO secrets VALUES (?, ?)", (book.head.count, drawn))
             return Reservation(book.head, drawn)
 
@@ -293,6 +315,12 @@ class Ledger:
             unknown = sorted(str(head) for head in lost if not book.accepts(head))
             self._append(db, book, Restored(lost=tuple(unknown)))
             return book.head
+
+    @property
+    def receipts_head(self) -> Head | None:
+        """Where the receipts were at the last reservation; raises as `verify` does."""
+        with self._transaction() as (_, book):
+            return book.receipts
 
     def spent(self, patients: Collection[str] | None, *, delta: float) -> Spent:
         """What all studies have taken so far, above all from the worst-off patient.
@@ -486,6 +514,16 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous = EXTRA")
     db.execute("PRAGMA secure_delete = ON")
     return db
+
+
+def _check_receipts(book: Book, receipts: Witness) -> None:
+    if book.receipts is not None and not receipts.knows(book.receipts):
+        raise LedgerDamaged(
+            f"The receipts are an old copy, or their last lines were cut off: the ledger remembers "
+            f"their head {book.receipts}; nothing is trained. Put their newest whole copy back; "
+            "without one, run `fedward privacy ledger restore SITE.yaml --study STUDY.yaml` with "
+            "every approved study."
+        )
 
 
 def _check_budget(histories: Sequence[History], charge: Charge, cap: Budget) -> None:

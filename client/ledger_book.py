@@ -46,6 +46,7 @@ class Reserved(_Value):
     round: Round
     charge: Charge
     commitment: str  # keyed hash of the secret, which itself must be erasable
+    receipts: str  # head of the site's receipts at that time
 
 
 class Settled(_Value):
@@ -85,6 +86,7 @@ class Book:
     commitments: dict[int, str] = field(default_factory=dict)  # by row number
     settled: set[int] = field(default_factory=set)  # row numbers
     restores: list[Restored] = field(default_factory=list)
+    receipts: Head | None = None  # where the receipts were at the last reservation
     cohorts: dict[str, bytes] = field(default_factory=dict)  # by digest: patients, end to end
     secrets: dict[int, bytes] = field(default_factory=dict)  # by row number
 
@@ -96,6 +98,7 @@ class Book:
                 self.charges.append(row)
                 self.reserved[row.round, row.charge] = number
                 self.commitments[number] = row.commitment
+                self.receipts = Head.parse(row.receipts)
             case Settled():
                 if row.number in self.settled or row.number not in self.commitments:
                     raise ValueError("a round is settled once")

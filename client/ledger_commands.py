@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import ROUND_FLOOR, Context
 from typing import Any
 
@@ -149,24 +150,37 @@ def verify(site: SiteSettings, known_head: str | None) -> Head:
     return ledger.verify(None if known_head is None else _head(known_head))
 
 
-def restore(site: SiteSettings, studies: Sequence[Study]) -> Head:
-    """Charge all that these studies may ever take, and go on from the ledger that is there.
+def restore(
+    site: SiteSettings, studies: Sequence[Study], *, receipts_heads: Sequence[str], now: datetime
+) -> Head:
+    """Charge all that these studies may ever take, and go on from the records that are there.
 
-    What the receipts remember of the lost one is accepted from now on.
+    What ledger and receipts remember of one another is accepted from now on; a line of the
+    receipts says so.
 
     Args:
         studies: every approved one.
+        receipts_heads: COUNT:HASH that servers remember and the receipts don't.
+        now: with its time zone.
+
+    Returns:
+        The ledger's new head.
 
     Raises:
-        BadInput: a study trains without privacy, or what it says of the site isn't so;
-            LedgerDamaged, LedgerUnwritable.
+        BadInput: a study trains without privacy, what it says of the site isn't so, or a head is
+            none; LedgerDamaged, LedgerUnwritable; ReceiptsDamaged.
     """
+    lost = {_head(text) for text in receipts_heads}
     whole = [whole_study(study, site) for study in studies]
     state = state_folder(site)
     keys = open_keys(state)
-    remembered = Receipts(state / RECEIPTS_CHAIN, keys.receipts).ledger_head
+    receipts = Receipts(state / RECEIPTS_CHAIN, keys.receipts)
     ledger = open_ledger(state, key=keys.ledger)
-    return ledger.restore(whole, lost=[] if remembered is None else [remembered])
+    lost |= set(_known(ledger.receipts_head))
+    # The charge first: whoever is stopped between the two is refused, and charged once more.
+    head = ledger.restore(whole, lost=_known(receipts.ledger_head))
+    receipts.restore(lost, ledger=head, now=now)
+    return head
 
 
 def whole_study(study: Study, site: SiteSettings) -> WholeStudy:
@@ -207,6 +221,10 @@ def _open(site: SiteSettings) -> tuple[Ledger, Head | None]:
     keys = read_keys(state)
     remembered = Receipts(state / RECEIPTS_CHAIN, keys.receipts).ledger_head
     return open_ledger(state, key=keys.ledger), remembered
+
+
+def _known(head: Head | None) -> list[Head]:
+    return [] if head is None else [head]
 
 
 def _head(text: str) -> Head:

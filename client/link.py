@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
@@ -53,7 +53,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.keys import open_keys
-from client.state import state_folder
+from client.state import lock_state, state_folder
 from common.config import Link, SiteSettings
 from common.errors import BadInput, RefusalCode
 from common.messages import encode_refusal
@@ -217,10 +217,12 @@ def run_site(site: SiteSettings, app: ClientApp) -> None:
 
     Args:
         site: site.yaml; the app gets it as JSON under `site` of its node configuration.
-        app: answers each message, one at a time.
+        app: answers each message, one at a time; under `refuse` it gets the code with which it is
+            to refuse a message that was not fetched.
 
     Raises:
-        BadInput: the link's files are missing or wrong, or the certificate has expired.
+        BadInput: the link's files are missing or wrong, the certificate has expired, or another
+            process of this site is at work.
     """
     link = site.link
     if link is None:
@@ -228,23 +230,25 @@ def run_site(site: SiteSettings, app: ClientApp) -> None:
             "site.yaml: `link` is missing; add the server's address and the files that the "
             "coordinator sent."
         )
-    node_key = open_keys(state_folder(site)).node
-    credentials = _credentials(link, node_key)
-    worker = _Worker(site, app)
-    pauses, said = _Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
-    while True:
-        try:
-            with _connected(link, credentials, node_key) as connection:
-                worker.node = connection.activate(heartbeat_s=link.heartbeat_s)
-                logger.info("connected to %s", link.server)
-                said = ""
-                worker.serve(connection, link.heartbeat_s, on_contact=pauses.reset)
-        except grpc.RpcError as error:
-            reason = _reason(error)
-            if reason != said:  # once, however long it lasts
-                logger.warning("%s: %s; trying again.", link.server, reason)
-                said = reason
-        time.sleep(pauses.take())
+    state = state_folder(site)
+    with lock_state(state):
+        node_key = open_keys(state).node
+        credentials = _credentials(link, node_key)
+        worker = _Worker(site, app)
+        pauses, said = _Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
+        while True:
+            try:
+                with _connected(link, credentials, node_key) as connection:
+                    worker.node = connection.activate(heartbeat_s=link.heartbeat_s)
+                    logger.info("connected to %s", link.server)
+                    said = ""
+                    worker.serve(connection, link.heartbeat_s, on_contact=pauses.reset)
+            except grpc.RpcError as error:
+                reason = _reason(error)
+                if reason != said:  # once, however long it lasts
+                    logger.warning("%s: %s; trying again.", link.server, reason)
+                    said = reason
+            time.sleep(pauses.take())
 
 
 class _Worker:
@@ -253,7 +257,7 @@ class _Worker:
     def __init__(self, site: SiteSettings, app: ClientApp) -> None:
         self.node = 0
         self._app = app
-        self._config = {"site": site.model_dump_json()}
+        self._site = site.model_dump_json()
         self._most_bytes = site.policy.max_message_mb * 1e6
         self._reply: Message | None = None
         self._last = ""  # id of the message that was answered last
@@ -295,29 +299,32 @@ class _Worker:
         self._reply = None
 
     def _answer(self, connection: Connection, message: Message, tree: ObjectTree) -> Message | None:
-        """The app's reply, or a refusal; None where the message was withdrawn meanwhile."""
+        """The app's reply; None where the message was withdrawn meanwhile.
+
+        What can't be fetched goes to the app as well, empty and with the reason, since every
+        refusal gets its receipt there.
+        """
         TaskIdentity.run_id, TaskIdentity.task_id = message.metadata.run_id, 1
         TaskIdentity.node_id = self.node
-        code = RefusalCode.BAD_INSTRUCTION
+        config: UserConfig = {"site": self._site}
         try:
             if _least_bytes(tree) > self._most_bytes:
                 raise _TooLarge
-            whole = connection.fetch(message, tree, most_bytes=self._most_bytes)
-            context = Context(
-                message.metadata.run_id, self.node, dict(self._config), RecordDict(), {}
-            )
-            return self._app(message=whole, context=context)
+            message = connection.fetch(message, tree, most_bytes=self._most_bytes)
         except _TooLarge:
-            code = RefusalCode.TOO_LARGE
-            logger.warning("refused: %s", code.value)
+            config["refuse"] = RefusalCode.TOO_LARGE.value
+        except ValueError:
+            config["refuse"] = RefusalCode.BAD_INSTRUCTION.value
         except grpc.RpcError as error:
             if error.code() not in _UNWANTED:
                 raise
             return None
+        context = Context(message.metadata.run_id, self.node, config, RecordDict(), {})
+        try:
+            return self._app(message=message, context=context)
         except Exception as error:  # the process's edge; the text may hold a patient's name
-            code = code if isinstance(error, ValueError) else RefusalCode.INTERNAL
-            logger.warning("refused: %s (%s)", code.value, type(error).__name__)
-        return Message(encode_refusal(code), reply_to=message)
+            logger.error("the app failed (%s)", type(error).__name__)
+            return Message(encode_refusal(RefusalCode.INTERNAL), reply_to=message)
 
 
 @contextmanager

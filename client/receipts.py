@@ -24,7 +24,7 @@ import logging
 import mmap
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,10 +47,11 @@ EMPTY = Head(0, "0" * 64)
 _DOMAIN = b"fedward receipt 1\n"  # the same key also signs statements
 _LISTED = 16  # refusals with the same code, before only powers of two get a line
 _JOURNAL = Path("/dev/log")
+_RESTORED = b'"type":"restored"}'  # no string holds it, since quotes in strings are escaped
 _INFO = 14  # RFC 3164: facility user, severity informational
 
 
-LedgerHead = Annotated[str, Field(pattern=r"^\d{1,12}:[0-9a-f]{64}$")]  # str(Head)
+HeadText = Annotated[str, Field(pattern=r"^\d{1,12}:[0-9a-f]{64}$")]  # str(Head)
 
 
 class ReceiptsDamaged(RunFailed):
@@ -86,7 +87,7 @@ class Sent(Signable):
     arrays: tuple[SentArray, ...]
     metrics: dict[str, float]
     epsilon: StatedEpsilon | None  # of the study so far, this message included; null: not private
-    ledger: LedgerHead | None = None  # of the row that paid for it; null: it cost nothing
+    ledger: HeadText | None = None  # of the row that paid for it; null: it cost nothing
 
 
 class Refused(Signable):
@@ -105,12 +106,20 @@ class NewKey(Signable):
     key: Hex32
 
 
+class Restored(Signable):
+    """Receipts or ledger were put back from a backup; messages may be missing above."""
+
+    type: Literal["restored"] = "restored"
+    lost: tuple[HeadText, ...]  # heads that others remember and these receipts have never been at
+    ledger: HeadText  # of the ledger, which has charged whatever may be missing
+
+
 class Line(Signable):
     """One line of the chain."""
 
     number: Count  # from 1
     time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]  # no more than a hint
-    entry: Annotated[Sent | Refused | NewKey, Field(discriminator="type")]
+    entry: Annotated[Sent | Refused | NewKey | Restored, Field(discriminator="type")]
     previous: Hex32  # of the line above, its newline left out
     key: Hex32  # public
     signature: Signature  # of the line as if this were 128 zeros
@@ -193,11 +202,22 @@ class Receipts:
 
     def hand_over(self, to: Ed25519PrivateKey, *, now: datetime) -> Head:
         """Name, signed by this key, the key of all later lines; see `rotate_receipt_key`."""
-        with self._locked() as descriptor:
-            entry = NewKey(key=public_hex(to))
-            head = self._write(descriptor, entry, after=self._end(descriptor), now=now)
-        self.announce(head)
-        return head
+        return self._note(NewKey(key=public_hex(to)), now=now)
+
+    def restore(self, lost: Collection[Head], *, ledger: Head, now: datetime) -> Head:
+        """Go on from a backup: heads that others remember are accepted from now on.
+
+        Args:
+            lost: of receipts that were put out after the backup was made; those that are known
+                all the same are left out.
+            ledger: where the ledger is after its own `restore`, which comes first.
+            now: with its time zone.
+
+        Raises:
+            ReceiptsDamaged, OSError: as `append` does.
+        """
+        unknown = sorted(str(head) for head in lost if not self.knows(head))
+        return self._note(Restored(lost=tuple(unknown), ledger=str(ledger)), now=now)
 
     @property
     def head(self) -> Head:
@@ -206,13 +226,18 @@ class Receipts:
             return _head(_last_line(content))
 
     def knows(self, head: Head) -> bool:
-        """Whether the chain once ended with `head`; if not, it was cut or is an old copy.
+        """Whether the chain once ended with `head`, or a restore gave that up.
 
-        A quick look at what a server remembers; `problems` looks at everything.
+        If not, it was cut or is an old copy. A quick look at what a server remembers; `problems`
+        looks at everything.
         """
         follows = f'"number":{head.count + 1},"previous":"{head.sha256}"'.encode()
         with _content(self.path) as content:
-            return head == _head(_last_line(content)) or content.find(follows) >= 0
+            return (
+                head == _head(_last_line(content))
+                or content.find(follows) >= 0
+                or any(head in _given_up(_read(text)) for text in _with(content, _RESTORED))
+            )
 
     @property
     def ledger_head(self) -> Head | None:
@@ -232,6 +257,12 @@ class Receipts:
     def problems(self, known_head: Head | None = None) -> list[Problem]:
         """Whatever isn't as this site wrote it; none if all is whole. See the function."""
         return problems(read(self.path), key=public_hex(self.key), known_head=known_head)
+
+    def _note(self, entry: NewKey | Restored, *, now: datetime) -> Head:
+        with self._locked() as descriptor:
+            head = self._write(descriptor, entry, after=self._end(descriptor), now=now)
+        self.announce(head)
+        return head
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -265,7 +296,12 @@ class Receipts:
             raise _damaged("it goes on with another key than this site's")
 
     def _write(
-        self, descriptor: int, entry: Sent | Refused | NewKey, *, after: Head, now: datetime
+        self,
+        descriptor: int,
+        entry: Sent | Refused | NewKey | Restored,
+        *,
+        after: Head,
+        now: datetime,
     ) -> Head:
         unsigned = Line(
             number=after.count + 1,
@@ -349,7 +385,7 @@ def problems(content: bytes, *, key: str | None, known_head: Head | None) -> lis
         if not is_signed(line.signed_bytes(), line.signature, key=line.key):
             found.append(Problem(place, "was changed after it was signed."))
         before, signer = Head(line.number, sha256_hex(text)), line.next_key
-        heads.add(before)
+        heads |= {before, *_given_up(line)}
     if torn:
         found.append(
             Problem(
@@ -411,15 +447,27 @@ def _earlier(descriptor: int, entry: Sent) -> Head | None:
     """The head that the same message made when it left first."""
     asked = b'"asked":' + entry.asked.canonical() + b","
     with _mapped(descriptor) as content:
-        place = content.find(asked)
-        while place >= 0:
-            begin, end = content.rfind(b"\n", 0, place) + 1, content.find(b"\n", place)
-            text = content[begin:end]
+        for text in _with(content, asked):
             sent = _read(text).entry
             if isinstance(sent, Sent) and (sent.asked, sent.sha256) == (entry.asked, entry.sha256):
                 return _head(text)
-            place = content.find(asked, end)
     return None
+
+
+def _given_up(line: Line) -> set[Head]:
+    """The heads that a line accepts though the chain has never been there."""
+    return set(map(Head.parse, line.entry.lost)) if isinstance(line.entry, Restored) else set()
+
+
+def _with(content: Content, said: bytes) -> Iterator[bytes]:
+    """Every whole line that says this, without its newline."""
+    place = content.find(said)
+    while place >= 0:
+        begin, end = content.rfind(b"\n", 0, place) + 1, content.find(b"\n", place)
+        if end < 0:
+            return
+        yield content[begin:end]
+        place = content.find(said, end)
 
 
 def _read(text: bytes) -> Line:

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from client.keys import RECEIPTS_CHAIN, read_receipt_key
-from client.receipts import EMPTY, Line, NewKey, Problem, Refused, Sent, SentArray, problems, read
+from client.receipts import (
+    EMPTY,
+    Line,
+    NewKey,
+    Problem,
+    Refused,
+    Restored,
+    Sent,
+    SentArray,
+    problems,
+    read,
+)
 from client.state import state_folder
 from common.chain import Head
 from common.config import SiteSettings
@@ -153,7 +164,7 @@ def _row(place: int, line: Line | None) -> tuple[str, ...]:
     if line is None:
         return (str(place), "", "", "", "", "", "can't be read; see --verify", "")
     entry = line.entry
-    asked = None if isinstance(entry, NewKey) else entry.asked
+    asked = None if isinstance(entry, NewKey | Restored) else entry.asked
     study = "" if asked is None else asked.study[:8]
     fold = "" if asked is None or not asked.fold else str(asked.fold)
     number = "" if asked is None or asked.round is None else str(asked.round)
@@ -170,6 +181,10 @@ def _row(place: int, line: Line | None) -> tuple[str, ...]:
             return (*begin, f"{kind} refused".strip(), said + more, "")
         case NewKey():
             return (*begin, "new key", f"signs from here on: {entry.key[:16]}...", "")
+        case Restored():
+            heads = ", ".join(f"{head[:16]}..." for head in entry.lost)
+            given_up = f"given up: {heads}" if heads else "nothing given up"
+            return (*begin, "restored", f"messages may be missing above; {given_up}", "")
 
 
 def _left(sent: Sent) -> str:

@@ -42,7 +42,7 @@ from client.predict import predict_cohort, score
 from client.receipts import Asked, Receipts, Refused, Sent, SentArray, to_journal
 from client.state import make_private, state_folder, write_private
 from client.statement import make_statement, sign
-from client.training import privacy_plan, train_round
+from client.training import images_at_once, loss_of, privacy_plan, train_round
 from common.chain import Head
 from common.compute import find_device
 from common.config import SiteSettings, Study
@@ -71,6 +71,7 @@ from common.privacy.accounting import epsilon_spent
 from common.privacy.epsilon import Epsilon, Randomness, Unit
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RoundSecret
+from common.privacy.self_check import check_engine
 from common.signing import Verify, read_verify_key
 from common.statement import StatedEpsilon, read_statement
 
@@ -165,7 +166,9 @@ class Site:
         if known is not None and not self.receipts.knows(known):
             logger.error(
                 "receipts: the server remembers one (%s) that isn't there, so the state folder is "
-                "an old copy. Put the newest back, or run `fedward privacy ledger restore`.",
+                "an old copy. Put the newest back, or run `fedward privacy ledger restore SITE.yaml "
+                "--study STUDY.yaml --head %s` with every approved study.",
+                known,
                 known,
             )
             raise SiteRefusal(RefusalCode.RECORDS_DAMAGED)
@@ -175,7 +178,7 @@ class Site:
         if key.kind != TRAIN or not study.privacy.enabled:
             return None
         plan = self._plan(study)
-        _check_engine(study.canonical(), self.settings.device)
+        _check_engine(study.canonical(), cohort.inputs.shape, self.settings.device)
         secret = _seeded(key, study) if self._is_seeded else RoundSecret.from_os()
         request = Request(
             study=key.study_sha256,
@@ -192,7 +195,7 @@ class Site:
             request,
             cap=lowered(self.settings.budget, study.privacy.lifetime_epsilon),
             secret=secret.reveal,
-            known_head=self.receipts.ledger_head,
+            receipts=self.receipts,
         )
 
     def _work(
@@ -397,5 +400,21 @@ def _model(study_text: str) -> nn.Module:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_engine(study_text: str, device: str) -> None:
+def _check_engine(study_text: str, input_shape: tuple[int, ...], device: str) -> None:
     """The engine's self-check, once a process and study, on generated data alone."""
+    study, where = Study.model_validate_json(study_text), find_device(device)
+    multi_label = study.task == "multi-label"
+    try:
+        check_engine(
+            trained_part(study_model(study)).to(where).train(),
+            input_shape=input_shape,
+            classes=len(study.classes),
+            loss=loss_of(multi_label=multi_label),
+            multi_label=multi_label,
+            engine=study.privacy.engine,
+            max_images_at_once=images_at_once(input_shape),
+            device=where,
+        )
+    except RunFailed as failure:
+        logger.error("%s", failure)
+        raise SiteRefusal(RefusalCode.ENGINE_UNSOUND) from None

@@ -77,7 +77,7 @@ def train_plain(
         weight_decay=settings.weight_decay,
     )
     load = loader(examples, settings.augmentation, secret, device)
-    loss = _loss(examples)
+    loss = loss_of(multi_label=examples.multi_label)
     for epoch in range(settings.epochs):
         order = secret.stream("shuffled epoch", epoch).permutation(len(examples.rows))
         for start in range(0, len(order), batch_size):
@@ -133,12 +133,13 @@ def train_private(
         module,
         optimizer,
         examples=lambda rows: load(rows, number),
-        loss=_loss(examples),
+        loss=loss_of(multi_label=examples.multi_label),
         max_grad_norm=plan.max_grad_norm,
         noise_multiplier=plan.noise_multiplier,
         expected_patients=plan.expected_patients,
         noise=noise_of(secret),
-        max_images_at_once=max(1, PIXELS_AT_ONCE // math.prod(examples.inputs.shape)),
+        max_images_at_once=images_at_once(examples.inputs.shape),
+        engine=study.privacy.engine,
     ) as step:
         for number, batch in enumerate(batches):  # `load` reads it
             redraw_dropout(module, secret.stream("dropout", number))
@@ -152,9 +153,14 @@ def _units(examples: Examples, plan: PrivacyPlan) -> Mapping[str, NDArray[np.int
     return examples.by_patient()
 
 
-def _loss(examples: Examples) -> Loss:
+def images_at_once(shape: tuple[int, ...]) -> int:
+    """How many images, or features, of this shape a private step works on at once, >= 1."""
+    return max(1, PIXELS_AT_ONCE // math.prod(shape))
+
+
+def loss_of(*, multi_label: bool) -> Loss:
     """One value for each image: cross-entropy, over several labels their binary ones' mean."""
-    if not examples.multi_label:
+    if not multi_label:
         return nn.CrossEntropyLoss(reduction="none")
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ _M_MMAP_THRESHOLD = -3  # mallopt(3)
 _MOST_DEPTH = 8  # message, records, record, array, chunk
 _SAY_MISSING_S = 60.0
 
+_NOT_ITS_OWN = "a message that is none of its own, or no longer"
 _REFUSED = {
     "unknown": grpc.StatusCode.UNAUTHENTICATED,
     "forbidden": grpc.StatusCode.PERMISSION_DENIED,
@@ -184,7 +185,10 @@ class Fleet(FleetServicer):
         self, site: str, request: ConfirmMessageReceivedRequest
     ) -> ConfirmMessageReceivedResponse:
         """A site has fetched its message, which stays here until it is answered all the same."""
-        self._asked(site, request.message_object_id)
+        try:
+            self.boxes.posted(site, request.message_object_id)
+        except KeyError:
+            raise _Bad(_NOT_ITS_OWN, late=self._idle(site)) from None
         return ConfirmMessageReceivedResponse()
 
     @_guarded
@@ -198,13 +202,12 @@ class Fleet(FleetServicer):
             raise _Bad("a message that is no reply")
         if metadata.src_node_id != node_id(site) or metadata.dst_node_id != SUPERLINK_NODE_ID:
             raise _Bad("a reply in another's name, or to another")
-        self._asked(site, metadata.reply_to_message_id)
         try:
             missing = self.boxes.begin_reply(
                 site, metadata.reply_to_message_id, tree.object_id, _flat(tree)
             )
         except KeyError:
-            raise _Bad("a reply that comes too late", late=True) from None
+            raise _Bad(_NOT_ITS_OWN, late=self._idle(site)) from None
         except ValueError as error:
             raise _Bad(str(error)) from None
         return PushMessagesResponse(
@@ -231,13 +234,6 @@ class Fleet(FleetServicer):
     UnregisterNode: Any = _refuse
     GetRun: Any = _refuse
     GetFab: Any = _refuse
-
-    def _asked(self, site: str, message_id: str) -> None:
-        try:
-            self.boxes.posted(site, message_id)
-        except KeyError:
-            reason = "a message that is none of its own, or no longer"
-            raise _Bad(reason, late=self._idle(site)) from None
 
     def _idle(self, site: str) -> bool:
         """Whether nothing is asked of the site: then its call may just be late."""

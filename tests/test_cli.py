@@ -47,6 +47,7 @@ CONTRACT = {
     "data manifest": {"--out", "--site", "--folders", "--pictures"},
     "data prune": {"--older-than"},
     "server": {"--federation", "--set", "--out", "--resume"},
+    "site check": {"--study", "--json"},
     "site status": {"--json"},
     "site approve": set(),
     "site withdraw": set(),

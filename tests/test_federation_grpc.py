@@ -33,6 +33,7 @@ def fedward(*arguments: object) -> list[str]:
 def processes(commands: list[list[str]], log: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """These commands, running; stopped as a service manager would, and killed if that fails."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    log.mkdir(exist_ok=True)
     started = []
     try:
         for number, command in enumerate(commands):
@@ -64,23 +65,25 @@ def federation(tmp_path: Path, tiny: Path, enrol: Write) -> Path:
 def test_processes_come_to_the_bits_of_a_simulation(
     tiny: Path, tmp_path: Path, federation: Path
 ) -> None:
-    """Server and sites as processes, one of them killed on the way, end with the same weights."""
+    """Server and sites as processes, the server and a site killed on the way: the same weights."""
     study = tiny / "study.yaml"
     expected = simulations.run(
         load_study(study, CHANGES), out=tmp_path / "inline", baselines=False
     ).weights_sha256
     sets = [part for change in CHANGES for part in ("--set", change)]
     out = tmp_path / "run"
-    command = fedward("server", study, "--federation", federation, *sets, "--out", out)
+    server = fedward("server", study, "--federation", federation, *sets, "--out", out)
     sites = [fedward("site", "run", site) for site in federation.parent.glob("*/site.yaml")]
-    with processes([*sites, command], tmp_path) as running:
-        running.append(killed(running.pop(0), sites[0], out, tmp_path))
-        server = running[2]
-        assert server.wait(240) == 0, (tmp_path / "3.log").read_text()
-        alive = [process for process in running if process is not server]
-        for process in alive:
-            process.send_signal(signal.SIGTERM)
-        assert [process.wait(30) for process in alive] == [0, 0, 0]
+    with processes([server, *sites], tmp_path) as running:
+        wait_for_line(out / "history.jsonl", tmp_path)
+        for process in running[:2]:
+            process.kill()
+        with processes([server, sites[0]], tmp_path / "again") as again:
+            assert again[0].wait(240) == 0, (tmp_path / "again" / "0.log").read_text()
+            alive = [again[1], *running[2:]]
+            for process in alive:
+                process.send_signal(signal.SIGTERM)
+            assert [process.wait(30) for process in alive] == [0, 0, 0]
     result = json.loads((out / "result.json").read_text())
     assert result["weights_sha256"] == expected
     assert {name: one["rounds_joined"] for name, one in result["sites"].items()} == dict.fromkeys(
@@ -89,17 +92,9 @@ def test_processes_come_to_the_bits_of_a_simulation(
     assert read_card(out / "model.safetensors").weights_sha256 == expected
 
 
-def killed(
-    process: subprocess.Popen[str], command: list[str], out: Path, log: Path
-) -> subprocess.Popen[str]:
-    """Kill a site after the first round without a word, and start it again."""
-    history = out / "history.jsonl"
-    deadline = time.monotonic() + 200
+def wait_for_line(history: Path, log: Path) -> None:
+    """Wait until a round is done."""
+    deadline = time.monotonic() + 240
     while not (history.exists() and history.read_text()):
-        assert time.monotonic() < deadline, (log / "3.log").read_text()
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with (log / "again.log").open("w") as file:
-        return subprocess.Popen(command, env=environment, stderr=file, text=True)
+        assert time.monotonic() < deadline, (log / "0.log").read_text()
+        time.sleep(0.02)

@@ -125,7 +125,8 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no ty
         """Leave nothing of any gradient on the parameters."""
         for p in self.params:
             p.grad = None
-            del p.summed_grad  # the rest of what Opacus hangs on a parameter goes with the hooks
+            for name in ("grad_sample", "summed_grad"):
+                p.__dict__.pop(name, None)
 
 
 class ImageHooks(GradSampleHooks):  # type: ignore[misc]  # Opacus ships no types

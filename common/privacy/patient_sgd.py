@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -136,6 +136,7 @@ def private_steps(
                 books.clipped(lambda: losses(rows), sizes, max_grad_norm=max_grad_norm).sums
             )
         else:
+            assert hooks is not None  # opacus: a group of `plain` is a single patient
             with hooks.on(images=len(rows)):
                 losses(rows).sum().backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
             private.add_by_image(sizes)
@@ -146,7 +147,7 @@ def private_steps(
             _halved_until_it_fits(add, group, max_images_at_once, forget=private.forget_images)
         private.step()
 
-    with image_hooks(module) as hooks:
+    with image_hooks(module) if engine == "opacus" else nullcontext() as hooks:
         try:
             yield step
         finally:

@@ -7,6 +7,7 @@ without a word; so a site compares before it trains. None of its files is opened
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def check_engine(
             found = torch.autograd.grad(
                 loss(module(inputs), answers).mean(), trained, allow_unused=True
             )
-            pairs = zip(trained, found, strict=True)
+            pairs: Iterable[tuple[Tensor, Tensor | None]] = zip(trained, found, strict=True)
             flat = [(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs]
             plain.append(torch.cat(flat).double())
         norms = [float(gradient.norm()) for gradient in plain]

@@ -10,18 +10,22 @@ import typer
 from simulations.benchmarks import (
     chest_xray,
     data,
+    dp_step,
     engine_overhead,
     ild_phantom,
     leak,
+    link,
     mrnet_phantom,
 )
 
 BENCHMARKS = {
     "chest-xray": chest_xray.measure,
     "data": data.measure,
+    "dp-step": dp_step.measure,
     "engine-overhead": engine_overhead.measure,
     "ild-phantom": ild_phantom.measure,
     "leak": leak.measure,
+    "link": link.measure,
     "mrnet-phantom": mrnet_phantom.measure,
 }
 

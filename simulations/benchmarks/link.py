@@ -13,6 +13,7 @@ import resource
 import socket
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ from client.enrolment import certificate_request
 from client.keys import open_keys
 from client.link import run_site
 from common.config import Link, Policy, SiteSettings, Study, parse
-from common.messages import Reply, decode_instruction, encode_reply
+from common.errors import RefusalCode
+from common.messages import Reply, decode_instruction, encode_refusal, encode_reply
 from common.models import Layout
 from server import provision
 from server.checkpoint import read_history
@@ -126,8 +128,6 @@ def _federation(folder: Path, names: list[str]) -> Iterator[list[Connection]]:
 
 def _serve(text: str, pipe: Connection) -> None:
     """A site's process: answers with the weights plus one, and says its peak when asked."""
-    import threading
-
     app = ClientApp()
     before = _resident_bytes()
 
@@ -139,6 +139,10 @@ def _serve(text: str, pipe: Connection) -> None:
     @app.evaluate()
     def on_evaluate(message: Message, context: Context) -> Message:
         return Message(encode_reply(Reply(None, {})), reply_to=message)
+
+    @app.query()
+    def on_query(message: Message, context: Context) -> Message:
+        return Message(encode_refusal(RefusalCode.BAD_INSTRUCTION), reply_to=message)
 
     def tell() -> None:
         pipe.recv()

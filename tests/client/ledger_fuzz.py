@@ -24,6 +24,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from client.ledger import (
     WholeStudy,
     open_ledger,
 )
+from client.ledger_book import EMPTY
 from common.chain import Head
 from common.config import Budget
 from common.privacy.epsilon import Randomness, Unit
@@ -70,6 +72,18 @@ WHOLE = [
     for study, mechanism in STUDIES.items()
 ]
 happened: Counter[str] = Counter()
+
+
+@dataclass(frozen=True)
+class Told:
+    """Receipts without a line that remember this head of the ledger."""
+
+    ledger_head: Head | None
+    head: Head = EMPTY
+
+    def knows(self, head: Head) -> bool:
+        """Whether it is the empty one."""
+        return head == self.head
 
 
 def draw() -> bytes:
@@ -255,7 +269,7 @@ class Schedule:
                 request(ASKS[0]),
                 cap=self.cap,
                 secret=draw,
-                known_head=newest,
+                receipts=Told(newest),
             ),
         ):
             try:
@@ -278,7 +292,7 @@ class Schedule:
                     request(ask),
                     cap=self.cap,
                     secret=draw,
-                    known_head=self.head,
+                    receipts=Told(self.head),
                 )
             except OverBudget:
                 assert ask not in self.secrets, "a round that was paid for is refused"
@@ -349,7 +363,7 @@ class Life:
             request(ask),
             cap=world.cap,
             secret=draw,
-            known_head=world.head,
+            receipts=Told(world.head),
         )
         secret = (found.secret or b"").hex()
         self.tell("reserved", ask, secret=secret, head=str(found.head))

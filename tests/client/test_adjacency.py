@@ -22,6 +22,7 @@ from common.compute import settle
 from common.config import Augmentation, SiteSettings, Study, load_study
 from common.data.dataset import pseudonym
 from common.models import study_model
+from common.privacy.bookkeeping import SLACK
 from common.privacy.epsilon import Randomness
 from common.privacy.patient_sgd import clipped_sum
 from common.privacy.randomness import RoundSecret
@@ -132,8 +133,10 @@ def test_removing_any_patient_moves_the_clipped_sum_by_at_most_its_bound(
     assert max(largest.values()) <= C * (1 + rounding)
     trained = {key for key, side in everybody.items() if side == 1}
     assert 0 < len(trained) < PATIENTS
-    for key, norm in largest.items():  # the bound is met, and whoever is tested moves nothing
-        assert norm == (pytest.approx(C, rel=rounding) if key in trained else 0)
+    # The bound is met, less what the engine leaves for rounding; whoever is tested moves nothing.
+    least = C * (1 - SLACK - rounding)
+    for key, norm in largest.items():
+        assert norm >= least if key in trained else norm == 0
 
 
 def test_clipping_image_by_image_would_break_it(folder: Path) -> None:

@@ -19,6 +19,8 @@ from flwr.supercore.task_identity import TaskIdentity
 import client.site
 from client.app import app
 from client.cohort import Stored, open_cohort
+from client.keys import open_keys
+from client.ledger import open_ledger
 from common.config import Policy, Release, SiteSettings, Study, load_study
 from common.errors import REFUSAL_SENTENCES, BadInput, RefusalCode
 from common.messages import (
@@ -151,6 +153,8 @@ def test_a_secret_site_draws_noise_of_its_own(tiny: Path) -> None:
     Noise that is drawn twice for the same weights would be half the noise.
     """
     study = load_study(tiny / "study.yaml", ["privacy.enabled=true"])
+    open_keys(tiny / "first")
+    shutil.copytree(tiny / "first" / "keys", tiny / "second" / "keys")  # all else is the same
     first, other, again = (
         reply(instruct(study), site(tiny, state, randomness="secret")).weights
         for state in ("first", "second", "first")
@@ -160,6 +164,18 @@ def test_a_secret_site_draws_noise_of_its_own(tiny: Path) -> None:
     assert again is not None
     assert first.tobytes() != other.tobytes()
     assert first.tobytes() == again.tobytes()
+
+
+def test_each_private_round_is_charged_once(tiny: Path) -> None:
+    """A round that is asked again costs nothing more; an evaluation costs nothing."""
+    study = load_study(tiny / "study.yaml", ["privacy.enabled=true"])
+    settings = site(tiny, randomness="secret")
+    for round_number in (1, 1, 2, 2):
+        reply(instruct(study, round_number=round_number), settings)
+    reply(instruct(study, round_number=3), settings, EVALUATE)
+    ledger = open_ledger(tiny / "state", key=open_keys(tiny / "state").ledger)
+    (charged,) = ledger.taken(study.sha256)
+    assert charged.steps == 2 * study.privacy.steps_per_round
 
 
 def test_without_privacy_a_lost_reply_is_made_again(tiny: Path) -> None:

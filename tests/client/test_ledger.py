@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ from client.ledger import (
     lowered,
     open_ledger,
 )
-from client.ledger_book import PATIENT_BYTES, Book, Charge, Whole
+from client.ledger_book import EMPTY, PATIENT_BYTES, Book, Charge, Whole
 from common.chain import Head
 from common.config import Budget
 from common.errors import BadInput
@@ -72,6 +72,23 @@ def request(number: int = 1, *patients: str, **changes: object) -> Request:
     return replace(usual, **changes)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Told:
+    """Receipts that remember this head of the ledger, and have been at these of their own."""
+
+    ledger_head: Head | None = None
+    been: tuple[Head, ...] = (EMPTY,)
+
+    @property
+    def head(self) -> Head:
+        """The last of them."""
+        return self.been[-1]
+
+    def knows(self, head: Head) -> bool:
+        """Whether it is one of them."""
+        return head in self.been
+
+
 def fresh() -> bytes:
     """A round's secret."""
     return secrets.token_bytes(32)
@@ -79,7 +96,7 @@ def fresh() -> bytes:
 
 def reserve(ledger: Ledger, asked: Request, cap: Budget = CAP) -> Reservation:
     """Reserve with a fresh secret, nobody remembering anything."""
-    return ledger.reserve(asked, cap=cap, secret=fresh, known_head=None)
+    return ledger.reserve(asked, cap=cap, secret=fresh, receipts=Told())
 
 
 def spent(ledger: Ledger, *patients: str) -> float:
@@ -125,7 +142,7 @@ def test_the_same_request_is_charged_once(ledger: Ledger) -> None:
     first = [reserve(ledger, request(number, ANN, BOB)) for number in (1, 2, 3)]
     tiny = Budget(epsilon=1e-6)
     again = [
-        ledger.reserve(request(number, BOB, ANN, ANN), cap=tiny, secret=no_secret, known_head=None)
+        ledger.reserve(request(number, BOB, ANN, ANN), cap=tiny, secret=no_secret, receipts=Told())
         for number in (1, 2, 3)
     ]
     assert again == first
@@ -193,7 +210,7 @@ def test_a_refusal_changes_nothing_and_draws_nothing(ledger: Ledger) -> None:
     """What exceeds the cap leaves the ledger as it was; the sentence names nobody."""
     head = ledger.verify(None)
     with pytest.raises(OverBudget, match=r"beyond the cap, epsilon 0\.5 per patient") as refused:
-        ledger.reserve(request(), cap=Budget(epsilon=0.5), secret=no_secret, known_head=None)
+        ledger.reserve(request(), cap=Budget(epsilon=0.5), secret=no_secret, receipts=Told())
     assert ledger.verify(None) == head
     assert ANN not in str(refused.value)
 
@@ -305,7 +322,7 @@ def test_settling_erases_the_secret(ledger: Ledger) -> None:
     reservation = reserve(ledger, request())
     head = ledger.settle(reservation)
     assert ledger.settle(reservation) == head
-    again = ledger.reserve(request(), cap=CAP, secret=no_secret, known_head=head)
+    again = ledger.reserve(request(), cap=CAP, secret=no_secret, receipts=Told(head))
     assert (again.head, again.secret) == (reservation.head, None)
     assert spent(ledger) == cost(4)
 
@@ -339,13 +356,13 @@ def test_a_secret_is_shown_by_no_repr(ledger: Ledger) -> None:
 def test_randomness_that_repeats_itself_is_refused(ledger: Ledger) -> None:
     """32 bytes that were used before are never used for another round; a seed may repeat."""
     stuck = bytes(32)
-    ledger.settle(ledger.reserve(request(1), cap=CAP, secret=lambda: stuck, known_head=None))
+    ledger.settle(ledger.reserve(request(1), cap=CAP, secret=lambda: stuck, receipts=Told()))
     with pytest.raises(ValueError, match="same 32 bytes twice"):
-        ledger.reserve(request(2), cap=CAP, secret=lambda: stuck, known_head=None)
+        ledger.reserve(request(2), cap=CAP, secret=lambda: stuck, receipts=Told())
     seeded = request(2, randomness=Randomness.SEEDED)
-    ledger.reserve(seeded, cap=CAP, secret=lambda: stuck, known_head=None)
+    ledger.reserve(seeded, cap=CAP, secret=lambda: stuck, receipts=Told())
     with pytest.raises(ValueError, match="32 bytes; got 31"):
-        ledger.reserve(request(3), cap=CAP, secret=lambda: bytes(31), known_head=None)
+        ledger.reserve(request(3), cap=CAP, secret=lambda: bytes(31), receipts=Told())
     assert spent(ledger) == cost(8)
 
 
@@ -487,11 +504,27 @@ def test_an_older_copy_is_found_by_who_remembers(ledger: Ledger, tmp_path: Path)
     shutil.copy(tmp_path / "backup", ledger.path)
     assert ledger.verify(None) == ledger.verify(old) == old
     with pytest.raises(LedgerDamaged, match=rf"others remember its head 3:{known.sha256}"):
-        ledger.reserve(request(1), cap=CAP, secret=no_secret, known_head=known)
+        ledger.reserve(request(1), cap=CAP, secret=no_secret, receipts=Told(known))
     with pytest.raises(LedgerDamaged):
         ledger.verify(replace(old, sha256="0" * 64))
     with pytest.raises(LedgerDamaged):
         ledger.verify(Head(0, "1" * 64))
+
+
+def test_older_receipts_are_found_by_the_ledger(ledger: Ledger) -> None:
+    """Each row has the receipts' head; receipts that were never there must be put right first."""
+    first, second = Head(1, "1" * 64), Head(2, "2" * 64)
+    newest = Told(been=(EMPTY, first, second))
+    assert ledger.receipts_head is None
+    for number, told in ((1, Told()), (2, newest)):
+        ledger.settle(ledger.reserve(request(number), cap=CAP, secret=fresh, receipts=told))
+    assert ledger.receipts_head == second
+    older = Told(been=(EMPTY, first))
+    for number in (1, 2, 3):  # asked again or for the first time
+        with pytest.raises(LedgerDamaged, match=f"receipts are an old copy.*{second}"):
+            ledger.reserve(request(number), cap=CAP, secret=no_secret, receipts=older)
+    assert spent(ledger) == cost(8)
+    ledger.reserve(request(3), cap=CAP, secret=fresh, receipts=newest)
 
 
 @pytest.mark.parametrize("how", ["deleted", "emptied"])
@@ -501,9 +534,9 @@ def test_a_missing_ledger_is_found_by_who_remembers(filled: Ledger, how: str) ->
     filled.path.unlink() if how == "deleted" else filled.path.write_bytes(b"")
     anew = open_ledger(filled.path.parent, key=KEY)
     with pytest.raises(LedgerDamaged):
-        anew.reserve(request(4), cap=CAP, secret=no_secret, known_head=known)
+        anew.reserve(request(4), cap=CAP, secret=no_secret, receipts=Told(known))
     anew.restore([whole(STEP, ANN, BOB)], lost=[known])
-    anew.reserve(request(4), cap=CAP, secret=fresh, known_head=known)
+    anew.reserve(request(4), cap=CAP, secret=fresh, receipts=Told(known))
     assert spent(anew) == cost(8)
 
 
@@ -686,7 +719,7 @@ def test_two_processes_never_overspend(ledger: Ledger) -> None:
             for number in range(1, allowed + 1):
                 with contextlib.suppress(OverBudget):
                     asked = request(number, fold=process)
-                    ledger.reserve(asked, cap=cap, secret=slowly, known_head=None)
+                    ledger.reserve(asked, cap=cap, secret=slowly, receipts=Told())
                     granted += 1
             os.write(writer, bytes([granted]))
 
@@ -737,7 +770,12 @@ def test_ten_thousand_patients_and_five_thousand_rounds_take_no_second(tmp_path:
             round_ = module.Round(
                 fold=0, round_number=number, weights_sha256="a" * 64, data_fingerprint="d" * 64
             )
-            row = module.Reserved(round=round_, charge=charge, commitment=f"{number:064x}")
+            row = module.Reserved(
+                round=round_,
+                charge=charge,
+                commitment=f"{number:064x}",
+                receipts=str(EMPTY),
+            )
             ledger._append(db, book, row)
             ledger._append(db, book, module.Settled(number=book.head.count))
     seconds = []

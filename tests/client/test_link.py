@@ -23,9 +23,10 @@ import server.link
 from client.enrolment import certificate_request
 from client.keys import open_keys
 from client.link import Connection, run_site
+from client.state import lock_state, state_folder
 from common.config import Policy, SiteSettings, load_site
 from common.errors import BadInput, RefusalCode
-from common.messages import decode_refusal
+from common.messages import decode_refusal, encode_refusal
 from server import provision
 from server.door import node_id
 from server.link import LinkGrid, open_link
@@ -61,6 +62,9 @@ def serving(site: SiteSettings, answer: Answer) -> Iterator[None]:
     @app.train()
     def on_train(message: Message, context: Context) -> Message:
         assert SiteSettings.model_validate_json(str(context.node_config["site"])) == site
+        if "refuse" in context.node_config:
+            code = RefusalCode(str(context.node_config["refuse"]))
+            return Message(encode_refusal(code), reply_to=message)
         return Message(answer(message), reply_to=message)
 
     def call_or_end(self: Connection, name: str, request: Any, **more: float) -> Any:
@@ -286,6 +290,16 @@ def test_pauses_grow_up_to_a_bound() -> None:
     assert all(0.79 * e <= t <= 1.21 * e for t, e in zip(taken, expected, strict=True))
     pauses.reset()
     assert pauses.take() < 1.21
+
+
+def test_one_process_a_site(federation: Path) -> None:
+    """A second process of a site is told so; it would answer the same instruction twice."""
+    site = settings(federation)
+    with (
+        lock_state(state_folder(site)),
+        pytest.raises(BadInput, match="another process of this site"),
+    ):
+        run_site(site, ClientApp())
 
 
 def test_what_hinders_the_site_is_a_sentence(federation: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from client.receipts import (
     Receipts,
     ReceiptsDamaged,
     Refused,
+    Restored,
     Sent,
     SentArray,
     problems,
@@ -78,7 +79,7 @@ def chain(folder: Path, key: Ed25519PrivateKey = KEY) -> Receipts:
     return Receipts(folder / "receipts.jsonl", key, announce=lambda _: None)
 
 
-def entries(book: Receipts) -> list[Sent | Refused | NewKey]:
+def entries(book: Receipts) -> list[Sent | Refused | NewKey | Restored]:
     """What the lines say."""
     return [Line.from_canonical(text).entry for text in book.path.read_bytes().splitlines()]
 
@@ -332,6 +333,39 @@ def test_missing_lines_are_found_by_a_known_head(book: Receipts) -> None:
     assert book.problems(heads[0])
     assert not book.knows(heads[0])
     assert book.knows(EMPTY)
+
+
+def test_a_restore_gives_up_the_heads_that_it_is_told_and_no_others(book: Receipts) -> None:
+    """What was lost with a disk is accepted, by a signed line that names it; a forged one isn't."""
+    first = book.append(sent(1), now=NOW)
+    backup = book.path.read_bytes()
+    second, lost = book.append(sent(2), now=NOW), book.append(sent(3), now=NOW)
+    book.path.write_bytes(backup)
+    assert not book.knows(lost)
+    assert book.problems(lost)
+    ledger = Head(7, "7" * 64)
+    head = book.restore([lost, first], ledger=ledger, now=NOW)
+    assert entries(book)[1:] == [Restored(lost=(str(lost),), ledger=str(ledger))]
+    assert (head.count, book.ledger_head) == (2, ledger)
+    later = book.append(sent(4), now=NOW)
+    for known in (EMPTY, first, lost, head, later):
+        assert book.knows(known)
+        assert book.problems(known) == []
+    assert not book.knows(second)
+    assert book.problems(second)
+    content = book.path.read_bytes()
+    book.path.write_bytes(content.replace(str(lost).encode(), str(second).encode()))
+    assert book.problems(second)
+
+
+def test_a_restore_that_was_torn_gives_up_nothing(book: Receipts) -> None:
+    """A line without its end doesn't count, whatever it says."""
+    book.append(sent(1), now=NOW)
+    lost = Head(9, "9" * 64)
+    book.restore([lost], ledger=EMPTY, now=NOW)
+    book.path.write_bytes(book.path.read_bytes()[:-1])
+    assert not book.knows(lost)
+    assert book.problems(lost)
 
 
 def test_a_chain_that_was_written_anew_is_found_by_a_known_head(book: Receipts) -> None:

@@ -175,3 +175,15 @@ def test_before_the_first_message_there_is_nothing(tmp_path: Path) -> None:
     assert says(tmp_path, "--verify").stdout.startswith("Whole: 0 lines.")
     assert says(tmp_path, "--head", "1:" + "0a" * 32).exit_code == 1
     assert not (tmp_path / "state").exists()
+
+
+def test_a_restore_is_a_row_that_says_what_was_given_up(folder: Path) -> None:
+    """Whoever reads the table sees that messages may be missing above."""
+    state = folder / "state"
+    book = Receipts(state / "receipts.jsonl", open_keys(state).receipts, quiet)
+    lost = Head(9, "9" * 64)
+    book.restore([lost], ledger=Head(3, "3" * 64), now=NOW)
+    row = next(line for line in says(folder).stdout.splitlines() if "restored" in line)
+    assert "messages may be missing above" in row
+    assert "9:99999999999999" in row
+    assert says(folder, "--head", str(lost)).exit_code == 0

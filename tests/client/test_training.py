@@ -185,6 +185,19 @@ def test_steps_in_which_nobody_is_sampled_are_taken() -> None:
     assert trained(rare, examples(3)).tobytes() == trained(rare, examples(0)).tobytes()
 
 
+def test_whoever_is_not_sampled_changes_nothing() -> None:
+    """Labels of patients who are in no step, such as their class mix, don't reach the weights."""
+    wanted, data = study(private=True), examples(8)
+    steps, rate = wanted.privacy.steps_per_round, wanted.privacy.sampling_rate
+    joins = {
+        key: (secret().stream("joins", key).random(steps) < rate).any() for key in data.by_patient()
+    }
+    assert 0 < sum(joins.values()) < len(joins)
+    absent = np.array([not joins[str(key)] for key in data.patients])
+    other = replace(data, labels=np.where(absent, 1 - data.labels, data.labels))
+    assert trained(wanted, other).tobytes() == trained(wanted, data).tobytes()
+
+
 def test_privacy_needs_a_declared_number() -> None:
     """Without the public number of patients there is no denominator, so no training."""
     wanted = study(private=True)

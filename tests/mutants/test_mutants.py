@@ -35,7 +35,84 @@ SAMPLING = "tests/common/privacy/test_sampling.py"
 TRAINING = "tests/client/test_training.py"
 ADJACENCY = "tests/client/test_adjacency.py"
 
+ENGINES = "tests/common/privacy/test_engines.py"
+FACTORS = "    factors = clip_factors(squares, max_grad_norm).float()"
+
 MUTANTS = {
+    "no clip": Mutant(
+        "common.privacy.bookkeeping",
+        "(max_grad_norm / norms / (1 + SLACK)).clamp(max=1)",
+        "torch.ones_like(norms)",
+        (PATIENT_SGD, ENGINES),
+    ),
+    "clip after the sum": Mutant(
+        "common.privacy.bookkeeping",
+        FACTORS,
+        "    factors = clip_factors(squares.sum().expand_as(squares), max_grad_norm).float()",
+        (PATIENT_SGD, ENGINES),
+    ),
+    "clip per batch": Mutant(
+        "common.privacy.bookkeeping",
+        FACTORS,
+        "    factors = clip_factors(squares.mean().expand_as(squares), max_grad_norm).float()",
+        (PATIENT_SGD, ENGINES),
+    ),
+    "half the noise": Mutant(
+        "common.privacy._opacus",
+        "self.noise(p.summed_grad, std=self.noise_multiplier * self.max_grad_norm)",
+        "self.noise(p.summed_grad, std=self.noise_multiplier * self.max_grad_norm / 2)",
+        (PATIENT_SGD, TRAINING),
+    ),
+    "division by the realised batch": Mutant(
+        "common.privacy.patient_sgd",
+        "        private.step()",
+        "        private.expected_batch_size = max(1, len(batch))\n        private.step()",
+        (PATIENT_SGD, TRAINING),
+    ),
+    "unit split over micro-batches": Mutant(
+        "common.privacy.patient_sgd",
+        "        group.append(rows)",
+        "        group.extend(_pieces(rows, max(1, limit // 2)))",
+        (PATIENT_SGD, ENGINES),
+    ),
+    "patients' images summed, not averaged": Mutant(
+        "common.privacy.bookkeeping",
+        "values.new_full((size,), 1 / size)",
+        "values.new_full((size,), 1.0)",
+        (PATIENT_SGD, ENGINES),
+    ),
+    "float32 Gram": Mutant(
+        "common.privacy.bookkeeping",
+        "_CANCELS = 6.0",
+        "_CANCELS = 6e12",
+        (ENGINES,),
+    ),
+    "noise in float32 without a grid": Mutant(
+        "common.privacy.noise",
+        "            np.rint(noisy, out=noisy)\n",
+        "",
+        ("tests/common/privacy/test_noise.py",),
+    ),
+    "a site's randomness seeded by the study": Mutant(
+        "client.site",
+        "_seeded(key, study) if self._is_seeded else RoundSecret.from_os()",
+        "_seeded(key, study)",
+        ("tests/client/test_app.py",),
+    ),
+    "a lost reply made again with fresh noise": Mutant(
+        "client.site",
+        "        if reservation.secret is None:",
+        "        if reservation.secret is None:\n"
+        "            return RoundSecret.from_os()\n"
+        "        if reservation.secret is None:",
+        ("tests/client/test_app.py",),
+    ),
+    "training that isn't charged": Mutant(
+        "client.site",
+        "        if key.kind != TRAIN or not study.privacy.enabled:",
+        "        if key.kind != TRAIN or not study.privacy.enabled or key.round_number > 1:",
+        ("tests/client/test_app.py",),
+    ),
     "shuffling sold as Poisson": Mutant(
         "common.privacy.sampling",
         'joins = {key: secret.stream("joins", key).random(steps) < sampling_rate for key in keys}',
@@ -75,10 +152,10 @@ MUTANTS = {
     ),
     "class weights from private data": Mutant(
         "client.training",
-        '        return nn.CrossEntropyLoss(reduction="none")',
-        "        counts = np.bincount(examples.labels[examples.rows], minlength=2) + 1\n"
-        "        weight = torch.from_numpy(1 / counts).float()\n"
-        '        return nn.CrossEntropyLoss(weight, reduction="none")',
+        "        loss=loss_of(multi_label=examples.multi_label),\n        max_grad_norm",
+        "        loss=nn.CrossEntropyLoss(\n"
+        "            torch.from_numpy(1 / np.bincount(examples.labels, minlength=2)).float(),\n"
+        '            reduction="none",\n        ),\n        max_grad_norm',
         (ADJACENCY, TRAINING),
     ),
     "statistics from private data": Mutant(

@@ -251,8 +251,8 @@ def test_who_waits_is_answered_at_once(running: Running, monkeypatch: pytest.Mon
         assert time.monotonic() - started < 5
 
 
-def test_no_certificate_no_connection(running: Running) -> None:
-    """TLS ends before the first call of a caller without a certificate, or without TLS."""
+def test_no_certificate_no_connection(running: Running, capfd: pytest.CaptureFixture[str]) -> None:
+    """TLS ends before the first call of a caller without one, or without TLS; gRPC logs why."""
     authority = (running.folder / "ca.pem").read_bytes()
     request = ActivateNodeRequest(public_key=b"")
     with grpc.secure_channel(running.address, grpc.ssl_channel_credentials(authority)) as channel:
@@ -261,6 +261,9 @@ def test_no_certificate_no_connection(running: Running) -> None:
     with grpc.insecure_channel(running.address) as channel:
         code, _ = refusal(lambda: FleetStub(channel).ActivateNode(request, timeout=5))
         assert code is grpc.StatusCode.UNAVAILABLE
+    logged = capfd.readouterr().err
+    assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in logged
+    assert "WRONG_VERSION_NUMBER" in logged
     unharmed(running)
 
 
@@ -349,6 +352,26 @@ def test_a_revoked_site_is_out_at_once(running: Running, monkeypatch: pytest.Mon
     assert reply.has_error()
     assert "mallory" not in running.grid.sites.values()
     unharmed(running)
+
+
+def test_who_is_revoked_while_it_waits_gets_nothing(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that was let in before is not answered after."""
+    monkeypatch.setattr("server.door._LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(server.link, "HOLD_S", 10.0)
+    ask(running, "mallory")
+    posted = running.grid._boxes.posted("mallory")
+    running.grid._boxes.withdraw("mallory")
+
+    def revoke_and_post() -> None:
+        path = running.folder / "federation.yaml"
+        path.write_text(path.read_text().rstrip()[:-1] + ", revoked: true}\n")
+        running.grid._boxes.post("mallory", posted)
+
+    with call_as(running, "mallory") as call:
+        threading.Timer(0.3, revoke_and_post).start()
+        assert refusal(call.ask)[1] == "the site is revoked"
 
 
 def test_a_hostile_site_reaches_nobody(running: Running, caplog: pytest.LogCaptureFixture) -> None:
