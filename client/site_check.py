@@ -484,11 +484,20 @@ def _ledger_file(state: Path | None, keys: SiteKeys | None) -> Ledger | None:
 
 
 def _receipts(site: SiteSettings, state: Path | None, keys: SiteKeys | None) -> Iterator[Finding]:
-    ledger, remembered = _ledger_file(state, keys), None
+    ledger, remembered, answered = _ledger_file(state, keys), None, False
     with contextlib.suppress(RunFailed):  # said of the ledger
-        remembered = None if ledger is None else ledger.receipts_head
-    if state is None or (remembered is None and not (state / RECEIPTS_CHAIN).exists()):
-        yield _ok("receipts", "nothing has left this site yet.")
+        if ledger is not None:
+            spent, remembered = ledger.spent(None, delta=site.budget.delta), ledger.receipts_head
+            answered = spent.head.count > spent.unsettled
+    if state is None or not (state / RECEIPTS_CHAIN).exists():
+        if answered:
+            yield _mend(
+                "receipts",
+                "they are gone, though the ledger knows of messages that have left: put them back "
+                "from the backup; without one, see Receipts in client/README.md.",
+            )
+        else:
+            yield _ok("receipts", "nothing has left this site yet.")
         return
     try:
         verified = verify_receipts(site, None if remembered is None else str(remembered))
@@ -556,7 +565,7 @@ def _cohort(study: Study, site: SiteSettings) -> tuple[set[str], list[Finding]]:
     objecting = tuple(patient_name(study.data, name) for name in site.exclude)
     kept = site.model_copy(update={"exclude": objecting})
     patients = {one.patient for one in found if keeps(kept, one.patient, one.site or "")}
-    said = f"its reader finds {counted(len(patients), 'patient')} of this site."
+    said = f"its reader finds {counted(len(patients), study.unit)} of this site."
     return patients, [_ok("study", said), *_enough(len(patients), site)]
 
 

@@ -13,8 +13,10 @@ from simulations.benchmarks import (
     dp_step,
     engine_overhead,
     ild_phantom,
+    large_models,
     leak,
     link,
+    models,
     mrnet_phantom,
 )
 
@@ -24,8 +26,10 @@ BENCHMARKS = {
     "dp-step": dp_step.measure,
     "engine-overhead": engine_overhead.measure,
     "ild-phantom": ild_phantom.measure,
+    "large-models": large_models.measure,
     "leak": leak.measure,
     "link": link.measure,
+    "models": models.measure,
     "mrnet-phantom": mrnet_phantom.measure,
 }
 

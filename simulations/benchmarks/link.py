@@ -48,8 +48,8 @@ def measure() -> dict[str, object]:
     large = _study(LARGE, sites=LARGE_SITES, rounds=LARGE_ROUNDS, idle_s=0.0)
     return {
         "median_round_s": small["median_round_s"],
-        "small": {"bytes": SMALL, "sites": SMALL_SITES, **small},
-        "large": {"bytes": LARGE, "sites": LARGE_SITES, **large},
+        "small": small,
+        "large": large,
     }
 
 
@@ -77,11 +77,16 @@ def _study(size_bytes: int, *, sites: int, rounds: int, idle_s: float) -> dict[s
             raise AssertionError("a site missed a round: it is no fair measurement")
         peaks = [_peak_of(pipe) for pipe in pipes]
     found: dict[str, object] = {
+        "bytes": size_bytes,
+        "sites": sites,
         "median_round_s": round(statistics.median(line["seconds"] for line in lines[1:]), 3),
+    }
+    if idle is not None:
+        return found | {"server_idle_cpu": round(idle, 4)}
+    return found | {  # of a small model they would only tell what gRPC needs
         "server_peak_models": round((_peak_bytes() - before) / size_bytes, 2),
         "site_peak_models": round(max(peaks) / size_bytes, 2),
     }
-    return found if idle is None else found | {"server_idle_cpu": round(idle, 4)}
 
 
 @contextmanager

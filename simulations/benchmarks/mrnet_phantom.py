@@ -32,8 +32,8 @@ from simulations.sites import simulated_sites
 
 SEEDS = (6, 7)  # 0 to 4 served to choose the constants of phantom, network and training
 FOLDS = 3
-# More exams and rounds than the study's, until the lesions show: of 200 exams only some 40 have a torn
-# ligament. A central step takes an exam of each hospital.
+# More exams and rounds than the study's, until the lesions show: of 200 exams only some 40 have a
+# torn ligament. A central step takes an exam of each hospital.
 CHANGES = (
     "simulation.phantom.exams=300",
     "training.rounds=30",

@@ -182,6 +182,11 @@ def _cut_receipts(home: Path) -> None:
     chain.write_bytes(backup)
 
 
+def _lost_receipts(home: Path) -> None:
+    train(home, study_of(home))
+    (home / "state" / RECEIPTS_CHAIN).unlink()
+
+
 def _changed_receipts(home: Path) -> None:
     train(home, study_of(home))
     chain = home / "state" / RECEIPTS_CHAIN
@@ -231,6 +236,7 @@ def _state_in_a_file(home: Path) -> None:
         (_lost_ledger, "ledger", "there is no ledger"),
         (_torn_ledger, "ledger", "can't be read"),
         (_changed_receipts, "receipts", "line 1: was changed"),
+        (_lost_receipts, "receipts", "they are gone"),
         (_cut_receipts, "receipts", "1 problem, the first: "),
         (more("device: cuda:77"), "device", "got cuda:77"),
         (more("link: {coordinator: none.pem}"), "link", "can't be read"),
@@ -301,7 +307,9 @@ def test_the_study_must_find_room_for_its_replies(
     """A disk that holds a few rounds but not all of them would stop the site in between."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(2 * 10**9, 0, 2 * 10**9))
-    few, many = study_of(home), study_of(home, "training.rounds=10000")
+    site_line("min_patients: 5", "min_patients: 5, privacy: optional")(home)
+    few = study_of(home, "privacy.enabled=false")
+    many = study_of(home, "privacy.enabled=false", "training.rounds=10000")
     assert not checked(home, few).mend
     assert (
         "kept until it ends, up to 4.0 GB" in dict(found(checked(home, many), Level.MEND))["state"]
@@ -375,18 +383,24 @@ def test_a_budget_that_would_end_too_early_is_said(home: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["privacy.enabled=false"], "policy.privacy is required and the study has none"),
-        (["privacy.target_epsilon=9"], "budget.epsilon is 8"),
-        (["model.name=resnet50", "data.image_size_px=32"], "`policy.max_message_mb` is 50"),
-        (["classes=[dark, light]"], "its reader refuses the site's data"),
+        ("privacy.enabled=false", "policy.privacy is required and the study has none"),
+        ("privacy.target_epsilon=9", "budget.epsilon is 8"),
+        ("classes=[dark, light]", "its reader refuses the site's data"),
     ],
 )
-def test_what_stands_against_a_study_is_said(home: Path, changes: list[str], words: str) -> None:
+def test_what_stands_against_a_study_is_said(home: Path, changes: str, words: str) -> None:
     """The policy's objections in words, and a reader that doesn't find its classes."""
-    site_line("policy: {min_patients: 5", "policy: {max_message_mb: 50, min_patients: 5")(home)
-    result = checked(home, study_of(home, *changes))
+    result = checked(home, study_of(home, changes))
     assert any(words in sentence for _, sentence in found(result, Level.MEND))
-    assert (result.preview is None) == ("model.name=resnet50" in changes)
+    assert result.preview is not None
+
+
+def test_weights_that_are_too_large_are_said(home: Path) -> None:
+    """Nothing would leave, so there is nothing to preview."""
+    site_line("min_patients: 5", "min_patients: 5, max_message_mb: 0.3")(home)
+    result = checked(home, study_of(home))
+    assert "its weights are 0.4 MB" in dict(found(result, Level.MEND))["study"]
+    assert result.preview is None
 
 
 def test_whoever_objects_is_not_counted(home: Path) -> None:
@@ -434,8 +448,8 @@ def test_the_preview_is_what_leaves(home: Path, folds: int | None, release: str)
     }
     left: list[RecordDict] = [opened.answer(content, kind) for kind, content in asked.items()]
     for said, real in zip(preview.messages, left, strict=True):
-        metrics = real["metrics"] if "metrics" in real else {}
-        arrays = real["weights"] if "weights" in real else {}
+        metrics = real.get("metrics", {})
+        arrays = real.get("weights", {})
         assert list(said.metrics) == list(metrics)
         assert [one.shape for one in said.arrays] == [one.shape for one in arrays.values()]
         assert said.n_bytes == pytest.approx(payload_bytes(real), abs=60)  # digits of numbers

@@ -262,7 +262,7 @@ def test_the_guard_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     signs = torch.tensor([1.0, -1.0])
 
     def norm(inputs: Tensor) -> float:
-        twice = torch.stack([inputs, inputs + 3e-4 * inputs.roll(1)]) * 1e3
+        twice = torch.stack([inputs, inputs + 1e-3 * inputs.roll(1)]) * 1e3
         books = BookKeeper(module)
         found = books.clipped(lambda: module(twice).sum(1) * signs, [2], max_grad_norm=0.01)
         return float(found.sums[module.weight].double().norm())
@@ -270,7 +270,7 @@ def test_the_guard_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(20, 300)
     assert max(map(norm, images)) <= 0.01 * (1 + 1e-6)
     monkeypatch.setattr(bookkeeping, "_CANCELS", 1e9)
-    assert max(map(norm, images)) > 0.0105
+    assert max(map(norm, images)) > 0.01 * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
