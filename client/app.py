@@ -57,11 +57,18 @@ def _answer(message: Message, context: Context, kind: str) -> Message:
         logger.error("the site can't begin: %s", error)
         return Message(pass_refusal(RefusalCode.RECORDS_DAMAGED), reply_to=message)
     try:
+        _heed(context)
         return Message(site.answer(message.content, kind), reply_to=message)
     except Exception as error:  # the process's edge: no local text may reach the server
         code = _code(error)
         _log(code, error)
     return Message(site.refuse(message.content, kind, code), reply_to=message)
+
+
+def _heed(context: Context) -> None:
+    """Refuse what the link has refused already, such as a message too large to be fetched."""
+    if "refuse" in context.node_config:
+        raise SiteRefusal(RefusalCode(str(context.node_config["refuse"])))
 
 
 def _code(error: Exception) -> RefusalCode:

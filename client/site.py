@@ -42,7 +42,7 @@ from client.predict import predict_cohort, score
 from client.receipts import Asked, Receipts, Refused, Sent, SentArray, to_journal
 from client.state import make_private, state_folder, write_private
 from client.statement import make_statement, sign
-from client.training import images_at_once, loss_of, privacy_plan, train_round
+from client.training import check_study_engine, privacy_plan, train_round
 from common.chain import Head
 from common.compute import find_device
 from common.config import SiteSettings, Study
@@ -71,7 +71,6 @@ from common.privacy.accounting import epsilon_spent
 from common.privacy.epsilon import Epsilon, Randomness, Unit
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RoundSecret
-from common.privacy.self_check import check_engine
 from common.signing import Verify, read_verify_key
 from common.statement import StatedEpsilon, read_statement
 
@@ -166,8 +165,8 @@ class Site:
         if known is not None and not self.receipts.knows(known):
             logger.error(
                 "receipts: the server remembers one (%s) that isn't there, so the state folder is "
-                "an old copy. Put the newest back, or run `fedward privacy ledger restore SITE.yaml "
-                "--study STUDY.yaml --head %s` with every approved study.",
+                "an old copy. Put the newest back, or run `fedward privacy ledger restore "
+                "SITE.yaml --study STUDY.yaml --head %s` with every approved study.",
                 known,
                 known,
             )
@@ -401,20 +400,10 @@ def _model(study_text: str) -> nn.Module:
 
 @functools.lru_cache(maxsize=64)
 def _check_engine(study_text: str, input_shape: tuple[int, ...], device: str) -> None:
-    """The engine's self-check, once a process and study, on generated data alone."""
-    study, where = Study.model_validate_json(study_text), find_device(device)
-    multi_label = study.task == "multi-label"
+    """The engine's self-check, once a process and study."""
+    study = Study.model_validate_json(study_text)
     try:
-        check_engine(
-            trained_part(study_model(study)).to(where).train(),
-            input_shape=input_shape,
-            classes=len(study.classes),
-            loss=loss_of(multi_label=multi_label),
-            multi_label=multi_label,
-            engine=study.privacy.engine,
-            max_images_at_once=images_at_once(input_shape),
-            device=where,
-        )
+        check_study_engine(study, input_shape=input_shape, device=find_device(device))
     except RunFailed as failure:
         logger.error("%s", failure)
         raise SiteRefusal(RefusalCode.ENGINE_UNSOUND) from None

@@ -416,27 +416,16 @@ def _engine(site: SiteSettings, study: Study | None) -> Iterator[Finding]:
 
 
 def _try_engine(study: Study, device: str) -> None:
-    from client.training import images_at_once, loss_of
+    from client.training import check_study_engine
     from common.compute import find_device, settle
     from common.data.preprocessing import Preprocessing
-    from common.models import feature_shape, frozen_encoder, study_model, trained_part
-    from common.privacy.self_check import check_engine
+    from common.models import feature_shape, frozen_encoder, study_model
 
     settle()
-    data, model, where = study.data, study_model(study), find_device(device)
+    data, model = study.data, study_model(study)
     seen = Preprocessing(data.image_size_px, data.intensity, slices=data.slices)
     shape = seen.shape(data.planes) if frozen_encoder(model) is None else feature_shape(model)
-    multi_label = study.task == "multi-label"
-    check_engine(
-        trained_part(model).to(where).train(),
-        input_shape=shape,
-        classes=len(study.classes),
-        loss=loss_of(multi_label=multi_label),
-        multi_label=multi_label,
-        engine=study.privacy.engine,
-        max_images_at_once=images_at_once(shape),
-        device=where,
-    )
+    check_study_engine(study, input_shape=shape, device=find_device(device))
 
 
 def _ledger(site: SiteSettings, state: Path | None, keys: SiteKeys | None) -> Iterator[Finding]:

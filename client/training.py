@@ -14,13 +14,14 @@ from client.cohort import Examples
 from common.config import Augmentation, Study
 from common.data.augmentation import augment, mixup
 from common.errors import BadInput, RefusalCode, SiteRefusal
-from common.models import redraw_dropout
+from common.models import redraw_dropout, study_model, trained_part
 from common.privacy.epsilon import Unit
 from common.privacy.noise import noise_of
 from common.privacy.patient_sgd import Loss, private_steps
 from common.privacy.plan import PrivacyPlan, plan
 from common.privacy.randomness import RoundSecret
 from common.privacy.sampling import poisson_batches
+from common.privacy.self_check import check_engine
 
 PIXELS_AT_ONCE = 2**18  # bounds the memory of per-image gradients: 256 pictures of 32 x 32
 
@@ -201,6 +202,30 @@ def loader(
         return augment(images, augmentation, streams), targets
 
     return load
+
+
+def check_study_engine(study: Study, *, input_shape: tuple[int, ...], device: torch.device) -> None:
+    """Compare the study's privacy engine with a plain loop, on generated data of its shape alone.
+
+    Args:
+        study: its model, task and engine; fresh weights.
+        input_shape: of one image, or of its features where the model's encoder is frozen.
+        device: where torch computes.
+
+    Raises:
+        RunFailed: clipped sums differ, or a patient moves them by more than C.
+    """
+    multi_label = study.task == "multi-label"
+    check_engine(
+        trained_part(study_model(study)).to(device).train(),
+        input_shape=input_shape,
+        classes=len(study.classes),
+        loss=loss_of(multi_label=multi_label),
+        multi_label=multi_label,
+        engine=study.privacy.engine,
+        max_images_at_once=images_at_once(input_shape),
+        device=device,
+    )
 
 
 def privacy_plan(study: Study, *, declared: int | None) -> PrivacyPlan:

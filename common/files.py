@@ -8,7 +8,7 @@ from pathlib import Path
 from common.errors import BadInput
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace `path` by `content` so that a kill or a full disk leaves the old file or the new."""
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -30,7 +30,7 @@ class Spool:
 
     def accept(self, site: str, weights: NDArray[np.float32]) -> None:
         """Keep a site's checked weights (size,)."""
-        write_atomically(self._folder / f"{site}.f32", weights.astype("<f4", copy=False).tobytes())
+        write_atomically(self._folder / f"{site}.f32", weights.astype("<f4", copy=False).data)
         self._sites.add(site)
 
     @property
@@ -44,16 +44,14 @@ class Spool:
         Args:
             shares: a site's weight in the average, > 0; 1 for a site that isn't named.
         """
-        arrays = [
-            (shares.get(site, 1.0), np.memmap(self._folder / f"{site}.f32", "<f4", mode="r"))
-            for site in self.sites
-        ]
-        total = sum(share for share, _ in arrays)
-        mean = np.empty(len(arrays[0][1]), dtype=np.float32)
+        files = [(shares.get(site, 1.0), self._folder / f"{site}.f32") for site in self.sites]
+        total = sum(share for share, _ in files)
+        mean = np.empty(files[0][1].stat().st_size // 4, dtype=np.float32)
         for start in range(0, len(mean), _CHUNK):
             folded = np.zeros(len(mean[start : start + _CHUNK]), dtype=np.float64)
-            for share, array in arrays:
-                folded += share * array[start : start + _CHUNK].astype(np.float64)
+            for share, path in files:  # read, not mapped: mapped pages count as the process's own
+                values = np.fromfile(path, "<f4", count=len(folded), offset=4 * start)
+                folded += share * values.astype(np.float64)
             mean[start : start + _CHUNK] = folded / total
         shutil.rmtree(self._folder)
         return mean
@@ -65,6 +63,6 @@ def problem(weights: NDArray[np.float32] | None, size: int) -> str | None:
         return "the reply holds no weights"
     if weights.shape != (size,):
         return f"the weights have {weights.size} values; the model has {size}"
-    if not np.isfinite(weights).all():
+    if not all(np.isfinite(weights[at : at + _CHUNK]).all() for at in range(0, size, _CHUNK)):
         return "the weights are not finite"
     return None

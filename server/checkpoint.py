@@ -92,7 +92,7 @@ def truncate_history(path: Path, *, after_round: int) -> None:
 
 
 def _hash(weights: NDArray[np.float32]) -> str:
-    return hashlib.sha256(weights.tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(weights).data).hexdigest()
 
 
 def _newest_first(folder: Path) -> list[Path]:

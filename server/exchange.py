@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from common.config import Study
 from common.errors import SiteRefusal
-from common.messages import decode_refusal
+from common.messages import UNREACHABLE, decode_refusal
 from common.models import Layout
 
 _POLL_S = 0.02
@@ -37,18 +37,20 @@ def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[t
     deadline = time.monotonic() + timeout_s
     while waiting:
         arrived = list(grid.pull_messages(waiting))
-        if not arrived and time.monotonic() > deadline:
-            return  # what is in is taken, so an engine that works in turn never runs late
-        for reply in arrived:
-            # Not by its sender: Flower itself answers, as the server, for a site that is gone.
-            message_id = reply.metadata.reply_to_message_id
-            waiting.discard(message_id)
-            yield reply, asked[message_id]
         if not arrived:
+            if time.monotonic() > deadline:
+                return  # what is in is taken, so an engine that works in turn never runs late
             time.sleep(_POLL_S)
+        while arrived:  # each is let go before the next comes: it may be as large as a model
+            # Not by its sender: Flower itself answers, as the server, for a site that is gone.
+            message_id = arrived[0].metadata.reply_to_message_id
+            waiting.discard(message_id)
+            yield arrived.pop(0), asked[message_id]
 
 
 def refusal_of(reply: Message) -> str:
-    """Why a site, or Flower for it, gave an error instead of an answer."""
+    """Why a site, or the link for it, gave an error instead of an answer."""
+    if reply.error.code == UNREACHABLE:
+        return "not reachable"
     code = decode_refusal(reply.error)
     return f"{code.value}: {SiteRefusal(code)}" if code else "the site's process failed"

@@ -67,6 +67,7 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
     study, out = federation.study, federation.out
     folder, history = out / "checkpoints", out / "history.jsonl"
     state = last_checkpoint(folder, study_sha256=study.sha256) or Checkpoint(0, initial)
+    del initial  # a whole model, which the rounds don't need
     truncate_history(history, after_round=state.round_number)
     heads = _known_heads(history)
     for round_number in range(state.round_number + 1, study.training.rounds + 1):
@@ -117,6 +118,7 @@ def _collect(
         reason = _take(reply, site, federation.layout, spool, outcome)
         if reason:
             outcome.left_out[site] = reason
+        del reply  # it may be as large as a model, and the next comes before it is replaced
     outcome.left_out |= dict.fromkeys(waiting, "no reply before the round's deadline")
     return outcome
 

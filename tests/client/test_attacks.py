@@ -587,7 +587,11 @@ def test_an_attack_is_refused_or_harmless(site: Any, name: str) -> None:
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("place", ["open_cohort", "train_round", "pass_reply"])
 def test_an_exception_never_speaks(
-    site: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str, name: str
+    site: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    name: str,
 ) -> None:
     """Wherever it comes from, whatever it says: a code leaves, and the log names no patient."""
     error, code = FAULTS[name]

@@ -17,6 +17,7 @@ from flwr.app import RecordDict
 from typer.testing import CliRunner
 
 import fedward
+from client import training
 from client.approval import admit, approve, withdraw
 from client.keys import RECEIPTS_CHAIN, open_keys
 from client.ledger import FILE, open_ledger
@@ -36,7 +37,6 @@ from common.messages import (
     payload_bytes,
 )
 from common.models import pack, study_model
-from common.privacy import self_check
 
 SITE = """\
 name: north
@@ -340,7 +340,7 @@ def test_an_unsound_engine_must_be_mended(home: Path, monkeypatch: pytest.Monkey
     def unsound(*_args: object, **_named: object) -> None:
         raise RunFailed("privacy.engine: fast gives wrong clipped gradients.")
 
-    monkeypatch.setattr(self_check, "check_engine", unsound)
+    monkeypatch.setattr(training, "check_engine", unsound)
     assert ("engine", "privacy.engine: fast gives wrong clipped gradients.") in found(
         checked(home), Level.MEND
     )

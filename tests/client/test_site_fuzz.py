@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import signal
@@ -56,6 +57,21 @@ NUMBERS = (-1.0, 0.0, 1e-300, 1e-9, 0.25, 1.0, 3.0, 1e9, 1e308, float("inf"), fl
 TEXTS = ("", "x", "../../etc", "os.system", "a" * 5000, "\x00\x1b[2J", "é" * 9, "0" * 64, "null")
 NESTED = ([], {}, [1, "a"], {"a": {"b": [None]}}, [[[[[[]]]]]])
 ANYTHING = (*INTEGERS, *NUMBERS, *TEXTS, None, True, False, *NESTED)
+CHANGES = (  # each gives a study that keeps to its schema; some site's policy forbids it
+    "privacy.enabled=false",
+    "privacy.unit=image",
+    "privacy.target_epsilon=900",
+    "privacy.target_delta=1e-9",
+    "privacy.lifetime_epsilon=1e-6",
+    "model.name=resnet18",
+    "model.name=cnn-li2014",
+    "model.name=vit-huge",
+    "data.test_share=0.01",
+    "data.folds=3",
+    "data={kind: ild, image_size_px: 16}",
+    "classes=[ill, healthy]",
+    f"classes={[f'c{number}' for number in range(9000)]}",
+)
 FLAT = (*INTEGERS[:-2], *NUMBERS, *TEXTS, b"", b"\xff" * 9, True, [1, 2], ["a"], [0.5], [b"x"])
 Case = Callable[["Server"], tuple[RecordDict, str]]
 
@@ -83,8 +99,10 @@ def in_time() -> Iterator[None]:
 class Server:
     """What makes instructions: right ones, and each case's change of one field."""
 
-    def __init__(self, site: Any, study: Any, rng: random.Random) -> None:
-        self.site, self.study, self.rng = site, study, rng
+    def __init__(
+        self, site: Any, study: Any, rng: random.Random, changes: Iterator[str]
+    ) -> None:
+        self.site, self.study, self.rng, self.changes = site, study, rng, changes
 
     def right(self, study: Any = None) -> RecordDict:
         """An instruction of round 1 or 2 without a fault."""
@@ -182,27 +200,15 @@ def study_text(server: Server) -> tuple[RecordDict, str]:
 
 def other_study(server: Server) -> tuple[RecordDict, str]:
     """A study that keeps to its schema and that some site's policy forbids."""
-    changes = server.rng.choice(
-        (
-            "privacy.enabled=false",
-            "privacy.unit=image",
-            "privacy.target_epsilon=900",
-            "privacy.target_delta=1e-9",
-            "privacy.lifetime_epsilon=1e-6",
-            "model.name=resnet18",
-            "model.name=cnn-li2014",
-            "model.name=vit-huge",
-            "data.test_share=0.01",
-            "data.folds=3",
-            "data={kind: ild, image_size_px: 16}",
-            "classes=[ill, healthy]",
-            f"classes={[f'c{number}' for number in range(9000)]}",
-            f"seed={server.rng.randrange(1000)}",
-        )
-    )
-    other = server.site.study(changes)
+    change = next(server.changes)
+    other = server.site.study(change)
     content = server.with_text(other.canonical())
-    return server.signed(server.with_fields(content, fold=1) if "folds" in changes else content)
+    return server.signed(server.with_fields(content, fold=1) if "folds" in change else content)
+
+
+def one_more(server: Server) -> tuple[RecordDict, str]:
+    """A study that nobody has seen before."""
+    return server.signed(server.right(server.site.study(f"seed={server.rng.randrange(10**9)}")))
 
 
 def nobody_left(server: Server) -> tuple[RecordDict, str]:
@@ -355,7 +361,14 @@ ONE_FIELD: dict[Case, int] = {  # right but for one field; how often
     record: 6,
     signature: 6,
     question: 4,
+    one_more: 6,
     nobody_left: 1,
+}
+WHERE: dict[Case, str] = {  # such a site refuses it for the reason that is meant
+    other_study: "automatic",
+    one_more: "manual",
+    nobody_left: "open",
+    explodes: "open",
 }
 OTHERS: dict[Case, int] = {nothing: 8, garbage: 6, explodes: 1}
 
@@ -366,7 +379,7 @@ OTHERS: dict[Case, int] = {nothing: 8, garbage: 6, explodes: 1}
 def test_no_instruction_is_too_strange(hospital: Callable[..., Any], instructions: int) -> None:
     """A reply or a refusal in fixed words for each; every code that a server can bring about."""
     rng = random.Random(instructions)
-    cases = ONE_FIELD | OTHERS
+    cases, changes = ONE_FIELD | OTHERS, itertools.cycle(CHANGES)
     drawn = rng.choices(list(cases), weights=list(cases.values()), k=instructions)
     # Each case at least once, however few there are.
     drawn[: len(cases)] = cases
@@ -375,11 +388,11 @@ def test_no_instruction_is_too_strange(hospital: Callable[..., Any], instruction
     servers: list[Server] = []
     for place, case in enumerate(drawn):
         if place % AFTER == 0:
-            servers = [Server(*begun(hospital, name, place), rng) for name in POLICIES]
+            servers = [Server(*begun(hospital, name, place), rng, changes) for name in POLICIES]
             begin = begin or resident_bytes()
         server = servers[place % len(servers)] if place < len(cases) else rng.choice(servers)
-        if case in (nobody_left, explodes):
-            server = servers[-1]  # where a study may do without privacy
+        if case in WHERE:
+            server = servers[list(POLICIES).index(WHERE[case])]
         content, kind = case(server)
         started = time.monotonic()
         with in_time():
@@ -405,7 +418,8 @@ def test_no_instruction_is_too_strange(hospital: Callable[..., Any], instruction
 
 def begun(hospital: Callable[..., Any], policy: str, place: int) -> tuple[Any, Any]:
     """A site that has met one study, and its steward has ended another."""
-    site = hospital(f"{policy}-{place}", policy=POLICIES[policy], budget={"epsilon": 500.0})
+    settings = {"policy": POLICIES[policy], "budget": {"epsilon": 500.0}, "declared_images": 12}
+    site = hospital(f"{policy}-{place}", **settings)
     study, ended = site.study(), site.study("name=ended")
     site.approve(study, ended)
     withdraw(site.settings, ended.sha256, now_s=0.0)
