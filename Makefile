@@ -40,10 +40,10 @@ simulate: setup
 	$(BIN)/fedward simulate quick
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: setup
-	$(BIN)/python -m pytest -m 'long or not long'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'long or not long'
 
 check: setup
 	$(BIN)/ruff check

@@ -228,11 +228,13 @@ def ledger_verify(
 def ledger_restore(
     site: SitePath,
     studies: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
-            "--study", metavar="STUDY.yaml", help="Every study that is approved; repeatable."
+            "--study",
+            metavar="STUDY.yaml",
+            help="A study that may have run and that the state folder doesn't know; repeatable.",
         ),
-    ],
+    ] = None,
     heads: Annotated[
         list[str] | None,
         typer.Option(
@@ -245,18 +247,19 @@ def ledger_restore(
 ) -> None:
     """Go on from a backup, or with a new ledger: charges all of every approved study first.
 
+    Approved are those that `fedward site status` lists so, or as withdrawn, and those named here.
     What was spent since the backup is unknown, but at most that. Each use charges it again. Heads
     that are given up by it are listed by `fedward site receipts`.
     """
     with _edge():
         from datetime import UTC, datetime
 
-        from client.ledger_commands import restore
+        from client.ledger_commands import restore, to_charge
         from common.config import load_site, load_study
 
-        loaded = [load_study(path) for path in studies]
-        now = datetime.now(UTC)
-        head = restore(load_site(site), loaded, receipts_heads=heads or [], now=now)
+        settings, now = load_site(site), datetime.now(UTC)
+        loaded = to_charge(settings, [load_study(path) for path in studies or ()])
+        head = restore(settings, loaded, receipts_heads=heads or [], now=now)
         typer.echo(f"Studies charged whole: {len(loaded)}. The ledger's head is {head}")
 
 

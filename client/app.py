@@ -7,7 +7,7 @@ import json
 import logging
 import traceback
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.gate import pass_refusal
@@ -25,7 +25,7 @@ app = ClientApp()
 _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (OverBudget, RefusalCode.OVER_BUDGET),
     (BadData, RefusalCode.DATA_UNREADABLE),
-    (BadInput, RefusalCode.BAD_INSTRUCTION),  # such as an unknown model
+    (BadInput, RefusalCode.INTERNAL),  # the site's own settings: the study was let in before
     (RunFailed, RefusalCode.RECORDS_DAMAGED),  # of ledger and receipts
     (OSError, RefusalCode.RECORDS_DAMAGED),  # a full disk
 )
@@ -56,13 +56,15 @@ def _answer(message: Message, context: Context, kind: str) -> Message:
     except (FedwardError, OSError) as error:  # without records there is no receipt either
         logger.error("the site can't begin: %s", error)
         return Message(pass_refusal(RefusalCode.RECORDS_DAMAGED), reply_to=message)
+    content = RecordDict()
     try:
+        content = message.content  # raises where the message is an error
         _heed(context)
-        return Message(site.answer(message.content, kind), reply_to=message)
+        return Message(site.answer(content, kind), reply_to=message)
     except Exception as error:  # the process's edge: no local text may reach the server
         code = _code(error)
         _log(code, error)
-    return Message(site.refuse(message.content, kind, code), reply_to=message)
+    return Message(site.refuse(content, kind, code), reply_to=message)
 
 
 def _heed(context: Context) -> None:
@@ -88,5 +90,6 @@ def _log(code: RefusalCode, error: Exception) -> None:
     """Where it happened; what the error says only where no patient's name can be in it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {frame.name}, line {frame.lineno}"
-    said = f": {error}" if isinstance(error, OverBudget | RunFailed | SiteRefusal) else ""
+    speaks = isinstance(error, OverBudget | RunFailed | SiteRefusal | BadInput)
+    said = f": {error}" if speaks and not isinstance(error, BadData) else ""
     logger.warning("refused: %s (%s)%s", code.value, place, said)

@@ -176,6 +176,14 @@ class Spent:
     epsilon: Epsilon | None  # of that patient; None: beyond any bound
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one study has taken; one seeded round takes the guarantee from all of them."""
+
+    history: History
+    randomness: Randomness
+
+
 def lowered(budget: Budget, asked_epsilon: float | None) -> Budget:
     """The site's budget, or the lower cap that a server or a study asks for; never a higher one.
 
@@ -350,15 +358,19 @@ class Ledger:
     def _patients(self, names: Collection[str]) -> frozenset[bytes]:
         return frozenset(self._hidden(name) for name in names)
 
-    def taken(self, study: str) -> History:
+    def taken(self, study: str) -> Taken:
         """What the study of this hash has taken so far from a patient who was in all its rounds.
 
         Raises:
             LedgerDamaged, LedgerUnwritable.
         """
         with self._transaction() as (_, book):
-            charges = [row.charge for row in book.charges]
-            return merge(charge.mechanism for charge in charges if charge.study == study)
+            charges = [row.charge for row in book.charges if row.charge.study == study]
+        seeded = any(charge.randomness is Randomness.SEEDED for charge in charges)
+        return Taken(
+            merge(charge.mechanism for charge in charges),
+            Randomness.SEEDED if seeded else Randomness.SECRET,
+        )
 
     def _hidden(self, name: str) -> bytes:
         return self._mac("patient", name.encode("utf-8", "surrogatepass"))[:PATIENT_BYTES]

@@ -9,6 +9,7 @@ from datetime import datetime
 from decimal import ROUND_FLOOR, Context
 from typing import Any
 
+from client.approval import Status, seen_studies
 from client.check.found import counted
 from client.keys import RECEIPTS_CHAIN, open_keys, read_keys
 from client.ledger import FILE, Ledger, Spent, StudySpent, WholeStudy, open_ledger
@@ -150,6 +151,16 @@ def verify(site: SiteSettings, known_head: str | None) -> Head:
     return ledger.verify(None if known_head is None else _head(known_head))
 
 
+def to_charge(site: SiteSettings, named: Sequence[Study]) -> tuple[Study, ...]:
+    """The studies that a restore has to charge: those named, and all that the site has approved.
+
+    What was approved and then withdrawn may have run as well.
+    """
+    decided = [seen.study() for seen in seen_studies(site) if seen.status is not Status.WAITING]
+    private = [study for study in decided if study.privacy.enabled]
+    return tuple({study.sha256: study for study in (*named, *private)}.values())
+
+
 def restore(
     site: SiteSettings, studies: Sequence[Study], *, receipts_heads: Sequence[str], now: datetime
 ) -> Head:
@@ -159,7 +170,7 @@ def restore(
     receipts says so.
 
     Args:
-        studies: every approved one.
+        studies: every one that may have run; see `to_charge`.
         receipts_heads: COUNT:HASH that servers remember and the receipts don't.
         now: with its time zone.
 

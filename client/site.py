@@ -96,7 +96,10 @@ class Site:
         study = instruction.study
         admit(study, self.settings, now_s=time.time())
         self._check_records(instruction.known_head)
-        model = _model(study.canonical())
+        try:
+            model = _model(study.canonical())
+        except BadInput:  # such as patches for a model that has none
+            raise SiteRefusal(RefusalCode.BAD_INSTRUCTION) from None
         layout = trained_layout(model)
         check_size(layout, self.settings)
         check_weights(instruction.weights, layout)
@@ -164,9 +167,10 @@ class Site:
         """Refuse to go on from an old copy: what the server remembers must be in the receipts."""
         if known is not None and not self.receipts.knows(known):
             logger.error(
-                "receipts: the server remembers one (%s) that isn't there, so the state folder is "
-                "an old copy. Put the newest back, or run `fedward privacy ledger restore "
-                "SITE.yaml --study STUDY.yaml --head %s` with every approved study.",
+                "receipts: the server says it has seen one (%s) that isn't there. Either the state "
+                "folder is an old copy, or the server is wrong: compare with the journal's last "
+                "head. If it is old, put the newest back, or run `fedward privacy ledger restore "
+                "SITE.yaml --head %s`, which charges every approved study whole.",
                 known,
                 known,
             )
@@ -286,21 +290,26 @@ class Site:
 
     def _epsilon(self, study: Study) -> Epsilon:
         """What all rounds of `study` so far, of all folds, have cost the worst-off patient."""
-        plan = self._plan(study)
+        plan, taken = self._plan(study), self.ledger.taken(study.sha256)
         return Epsilon(
-            value=epsilon_spent(self.ledger.taken(study.sha256), delta=plan.delta),
+            value=epsilon_spent(taken.history, delta=plan.delta),
             delta=plan.delta,
             unit=Unit.PATIENT if plan.unit is Unit.IMAGE else plan.unit,
-            randomness=Randomness.SEEDED if self._is_seeded else Randomness.SECRET,
+            randomness=taken.randomness,
         )
 
     def _state(self, content: RecordDict) -> RecordDict:
         """The signed statement on a study that the site took part in; its stored replies go."""
         question = decode_question(content, site=self.settings.name, verify=self.verify)
+        self._check_records(question.known_head)
+        self.ledger.verify(self.receipts.ledger_head)
         seen = {one.sha256: one for one in seen_studies(self.settings)}.get(question.study_sha256)
         if seen is None or seen.status is Status.WAITING:
             raise SiteRefusal(RefusalCode.NOT_APPROVED)
-        passed = pass_statement(self._statement(seen.study(), question.fold), site=self.settings)
+        study = seen.study()
+        if not (question.fold == 0 or 1 <= question.fold <= (study.data.folds or 0)):
+            raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
+        passed = pass_statement(self._statement(study, question.fold), site=self.settings)
         statement = read_statement(decode_statement(passed.content))
         sent = Sent(
             asked=_question(question),
@@ -316,13 +325,7 @@ class Site:
         return passed.content
 
     def _statement(self, study: Study, fold: int) -> bytes:
-        """A new one, or the last where nothing has left since: asking again changes nothing."""
-        path = make_private(state_folder(self.settings) / "statements") / f"{study.sha256}-{fold}"
-        head = self.receipts.head
-        if path.is_file():
-            kept = path.read_bytes()
-            if read_statement(kept).receipts.count + 1 == head.count:
-                return kept
+        """A new one, or the last where it would say the same: asking again changes nothing."""
         cohort = open_cohort(self.settings, study, find_device(self.settings.device))
         earlier = self.outbox.earlier(study.sha256, fold)
         statement = make_statement(
@@ -331,12 +334,20 @@ class Site:
             fold=fold,
             rounds_joined=len({key.round_number for key in earlier if key.kind == TRAIN}),
             epsilon=self._epsilon(study) if study.privacy.enabled else None,
-            receipts=head,
+            receipts=self.receipts.head,
             patients=cohort.count,
             images=len(cohort.inputs),
             version=version("fedward"),
             key=self.keys.receipts,
         )
+        path = make_private(state_folder(self.settings) / "statements") / f"{study.sha256}-{fold}"
+        if path.is_file():
+            kept = path.read_bytes()
+            if (
+                read_statement(kept).model_copy(update={"receipts": statement.receipts})
+                == statement
+            ):
+                return kept
         signed = sign(statement, self.keys.receipts)
         write_private(path, [signed])
         return signed

@@ -31,7 +31,7 @@ TRAIN, EVALUATE, QUERY = "train", "evaluate", "query"  # Flower's message types
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 _SETTINGS = {"study", "study_sha256", "fold", "round", "known_head", "array_sha256"}
-_QUESTION = {"study_sha256", "fold"}
+_QUESTION = {"study_sha256", "fold", "known_head"}
 _MOST_STATEMENT_BYTES = 65_536
 _METRICS = frozenset(get_args(Metric))
 UNREACHABLE = 900  # error code by which the server's end of the link answers for a silent site
@@ -64,6 +64,7 @@ class Question:
 
     study_sha256: str
     fold: int
+    known_head: Head | None = None  # of the site's receipts, as the server saw it last
 
 
 def encode_instruction(instruction: Instruction) -> RecordDict:
@@ -182,7 +183,10 @@ def _head(content: RecordDict) -> Head | None:
 
 def encode_question(question: Question) -> RecordDict:
     """A question for the site's statement as Flower records."""
-    asked = ConfigRecord({"study_sha256": question.study_sha256, "fold": question.fold})
+    known = "" if question.known_head is None else str(question.known_head)
+    asked = ConfigRecord(
+        {"study_sha256": question.study_sha256, "fold": question.fold, "known_head": known}
+    )
     return RecordDict({"question": asked})
 
 
@@ -194,10 +198,18 @@ def decode_question(
     asked = _record(content, "question", ConfigRecord)
     if asked is None or set(content) != {"question"} or set(asked) != _QUESTION:
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
-    study_sha256, fold = asked["study_sha256"], asked["fold"]
-    if not (isinstance(study_sha256, str) and len(study_sha256) == 64 and type(fold) is int):
+    study_sha256, fold, known = (asked[name] for name in ("study_sha256", "fold", "known_head"))
+    if not (
+        isinstance(study_sha256, str)
+        and len(study_sha256) == 64
+        and type(fold) is int
+        and isinstance(known, str)
+    ):
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
-    return Question(study_sha256, fold)
+    try:
+        return Question(study_sha256, fold, Head.parse(known) if known else None)
+    except ValueError:
+        raise SiteRefusal(RefusalCode.BAD_INSTRUCTION) from None
 
 
 def encode_statement(signed: bytes) -> RecordDict:

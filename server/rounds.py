@@ -85,7 +85,8 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
         write_checkpoint(folder, state, study_sha256=study.sha256)
         _report(federation, outcome, round_number, len(joined))
     closing = _collect(grid, federation, state.weights, study.training.rounds + 1, None, heads)
-    missing = collect_statements(grid, federation)
+    known = {site: _head(heads | closing.heads, site) for site in federation.sites.values()}
+    missing = collect_statements(grid, federation, known)
     line = _line(federation, state, closing) | {"closing": True, "without_statement": missing}
     append_history(history, line)
     return state

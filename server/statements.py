@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from common.chain import Head
 from common.files import write_atomically
 from common.messages import QUERY, Question, decode_statement, encode_question
 from common.statement import read_statement
@@ -15,12 +17,20 @@ from server.exchange import Federation, refusal_of, replies
 logger = logging.getLogger("fedward.server")
 
 
-def collect_statements(grid: Grid, federation: Federation) -> dict[str, str]:
-    """Ask each site for its signed statement and keep it; returns who gave none, and why."""
-    question = Question(federation.study.sha256, federation.fold)
+def collect_statements(
+    grid: Grid, federation: Federation, heads: Mapping[str, Head | None]
+) -> dict[str, str]:
+    """Ask each site for its signed statement and keep it; returns who gave none, and why.
+
+    Args:
+        heads: of each site's receipts, as last seen: from an old copy nothing is to be stated.
+    """
+    study, fold = federation.study.sha256, federation.fold
     messages = [
-        Message(encode_question(question), node, QUERY, group_id="statements")
-        for node in federation.sites
+        Message(
+            encode_question(Question(study, fold, heads[site])), node, QUERY, group_id="statements"
+        )
+        for node, site in federation.sites.items()
     ]
     missing = dict.fromkeys(federation.sites.values(), "no reply before the deadline")
     for reply, node in replies(grid, messages, federation.study.federation.round_timeout_s):

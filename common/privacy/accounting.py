@@ -99,6 +99,8 @@ def _pld_epsilon(history: tuple[Mechanism, ...], delta: float, *, bound: float) 
         with np.errstate(over="ignore"):
             found = float(_losses(history, interval).get_epsilon_for_delta(delta))
         bound = min(bound, found * (1 + 1e-9))  # in whatever order the steps were added up
+        if not bound:  # delta alone covers it: hardly anybody is ever sampled
+            break
         # Too coarse a grid overflows, and a bound that was far too high had made it too coarse.
         finer = _interval(bound, history) if math.isfinite(found) else interval / 10
         if finer >= interval:
@@ -157,7 +159,8 @@ def noise_multiplier_for(
         sigma / C with `epsilon_spent([(sigma, q, steps)]) <= target_epsilon`.
 
     Raises:
-        BadInput: an argument out of range, or no noise up to 10,000 x C would do.
+        BadInput: an argument out of range, hardly anybody is ever sampled, or no noise up to
+            10,000 x C would do.
     """
     from scipy.optimize import brentq
 
@@ -170,6 +173,12 @@ def noise_multiplier_for(
         raise BadInput(
             "Private training needs a sampling rate in (0, 1] and at least one step; "
             f"got {sampling_rate} and {steps}."
+        )
+
+    if sampling_rate * steps <= delta:  # then any noise would do, none included
+        raise BadInput(
+            f"Private training needs patients who are sampled: at rate {sampling_rate:g} hardly "
+            f"anybody ever is in {steps} steps. Raise the sampling rate."
         )
 
     def renyi_epsilon(sigma: float) -> float:

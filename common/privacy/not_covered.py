@@ -153,8 +153,9 @@ DECIDED: tuple[Decided, ...] = (
     Decided(
         NotCovered.PARTICIPATION.value,
         Decision.NOT_COVERED,
-        "a refusal is one code of a closed list (a site with unreadable data refuses, too); the "
-        "head of the receipts counts messages, never patients",
+        "a refusal is one code of a closed list: `over-budget` says that somebody's budget is "
+        "nearly used up, `data-unreadable` that some file is; the head of the receipts counts "
+        "messages, never patients",
         ("Reply.head", "Statement.rounds_joined", "Statement.receipts"),
     ),
     Decided(

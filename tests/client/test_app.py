@@ -174,7 +174,7 @@ def test_each_private_round_is_charged_once(tiny: Path) -> None:
         reply(instruct(study, round_number=round_number), settings)
     reply(instruct(study, round_number=3), settings, EVALUATE)
     ledger = open_ledger(tiny / "state", key=open_keys(tiny / "state").ledger)
-    (charged,) = ledger.taken(study.sha256)
+    (charged,) = ledger.taken(study.sha256).history
     assert charged.steps == 2 * study.privacy.steps_per_round
 
 

@@ -133,8 +133,8 @@ def test_rounds_add_up_by_the_filter(ledger: Ledger) -> None:
     for number in (1, 2, 3):
         reserve(ledger, request(number))
     assert spent(ledger) == cost(12) < 3 * cost(4)
-    assert ledger.taken("5" * 64) == (STEP._replace(steps=12),)
-    assert ledger.taken("6" * 64) == ()
+    assert ledger.taken("5" * 64).history == (STEP._replace(steps=12),)
+    assert ledger.taken("6" * 64).history == ()
 
 
 def test_the_same_request_is_charged_once(ledger: Ledger) -> None:

@@ -99,9 +99,7 @@ def in_time() -> Iterator[None]:
 class Server:
     """What makes instructions: right ones, and each case's change of one field."""
 
-    def __init__(
-        self, site: Any, study: Any, rng: random.Random, changes: Iterator[str]
-    ) -> None:
+    def __init__(self, site: Any, study: Any, rng: random.Random, changes: Iterator[str]) -> None:
         self.site, self.study, self.rng, self.changes = site, study, rng, changes
 
     def right(self, study: Any = None) -> RecordDict:

@@ -81,7 +81,7 @@ MUTANTS = {
         "values.new_full((size,), 1.0)",
         (PATIENT_SGD, ENGINES),
     ),
-    "float32 Gram": Mutant(
+    "float32 Gram matrices trusted where rows cancel": Mutant(
         "common.privacy.bookkeeping",
         "_CANCELS = 6.0",
         "_CANCELS = 6e12",

@@ -140,6 +140,13 @@ def test_planned_noise_meets_the_target(target: float, sampling_rate: float, ste
     assert sigma == float(f"{sigma:.4g}")
 
 
+def test_a_plan_in_which_delta_does_all_is_refused() -> None:
+    """Where hardly anybody is ever sampled no noise would be needed: epsilon 0, and no plan."""
+    assert epsilon_spent([(0.05, 1e-9, 4)], delta=DELTA) == 0
+    with pytest.raises(BadInput, match="Raise the sampling rate"):
+        noise_multiplier_for(8.0, delta=DELTA, sampling_rate=1e-9, steps=4)
+
+
 @pytest.mark.parametrize(
     ("target", "sampling_rate", "steps"),
     [(0.0, 0.1, 10), (-1.0, 0.1, 10), (math.nan, 0.1, 10), (1.0, 0.0, 10), (1.0, 0.1, 0)],
