@@ -174,9 +174,8 @@ def server(
         with _stoppable(), _edge(hint=f"Go on with the same command and --out {folder}."):
             from server.serve import serve
             from simulations.progress import shown
-            from simulations.statements import round_note
 
-            with shown(quiet=False, note=round_note(loaded)):
+            with shown(quiet=False):
                 serve(loaded, federation, out=folder)
         typer.echo(f"Numbers: {folder / 'result.json'}")
 

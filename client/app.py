@@ -86,6 +86,11 @@ def _site(text: str) -> Site:
     return open_site(parse(SiteSettings, json.loads(text), where="site.yaml"))
 
 
+def forget_sites() -> None:
+    """Open each site's records anew at its next message."""
+    _site.cache_clear()
+
+
 def _log(code: RefusalCode, error: Exception) -> None:
     """Where it happened; what the error says only where no patient's name can be in it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]

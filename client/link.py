@@ -140,7 +140,11 @@ class Connection:
         found = self._call("PullMessages", PullMessagesRequest(node=self._node))
         if not found.messages_list:
             return None
-        return message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+        try:
+            return message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+        except (ValueError, IndexError):  # the server's fault: nobody to answer
+            logger.error("the server sent a message that is none; it is passed over")
+            return None
 
     def fetch(self, message: Message, tree: ObjectTree, *, most_bytes: float) -> Message:
         """A message with its content.

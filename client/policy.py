@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.catalogue import CATALOGUE
-from common.config import SiteSettings, Study
+from common.config import LARGEST_WEIGHT, SiteSettings, Study
 from common.errors import BadInput, RefusalCode, SiteRefusal
 from common.messages import EVALUATE
 from common.privacy.accounting import check_delta
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 
 DAY_S: Final = 86_400.0
 LARGEST_STUDY_BYTES: Final = 65_536  # of its canonical text, which the site keeps
-# |w|. Trained weights are below 10; under the strongest noise that a small site plans, a thousand
-# steps carry one of a million weights to some hundreds. Weights far beyond serve only whoever wants
-# rounding or overflow to depend on a patient: up to here, five layers without any normalisation
-# (each times 1e4 and a thousand inputs) still give finite float32.
-LARGEST_WEIGHT: Final = 1e4
 _BESIDE_BYTES: Final = 1024  # of a reply, beside its weights: the array's header, a few metrics
 _SMALLEST_SHARE_PERCENT: Final = 80  # of the declared patients
 _HIDES: Final = {"image": 0, "exam": 1, "patient": 2}  # how much a unit of privacy hides

@@ -32,6 +32,11 @@ from common.plain_yaml import dump_yaml, load_yaml, read_yaml
 T = TypeVar("T", bound=BaseModel)
 
 MAX_DELTA = 1e-5
+# |w|. Trained weights are below 10; under the strongest noise that a small site plans, a thousand
+# steps carry one of a million weights to some hundreds. Weights far beyond serve only whoever wants
+# rounding or overflow to depend on a patient: up to here, five layers without any normalisation
+# (each times 1e4 and a thousand inputs) still give finite float32.
+LARGEST_WEIGHT = 1e4
 MRNET_LABELS = ("abnormal", "acl", "meniscus")
 CHANNELS = 1  # every image becomes one grey channel
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # a site's name becomes a folder's name
@@ -458,7 +463,7 @@ class Link(_Frozen):
         description="The coordinator's public key (Ed25519, PEM), which signs every instruction.",
     )
     heartbeat_s: float = Field(
-        30.0, ge=1, le=600, description="Seconds between signs of life while the site is at work."
+        30.0, ge=1, le=100, description="Seconds between signs of life while the site is at work."
     )
 
 

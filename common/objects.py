@@ -104,4 +104,7 @@ def _parts(content: bytes) -> tuple[str, tuple[str, ...], memoryview]:
     body = memoryview(content)[end + 1 :]
     if size != str(len(body)):
         raise ValueError("an object's head must say its size")
-    return kind, tuple(children.split(",")) if children else (), body
+    named = tuple(children.split(",")) if children else ()
+    if kind != "Array" and len(set(named)) < len(named):  # each would be made anew
+        raise ValueError("an object must name each child once")
+    return kind, named, body

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.config import LARGEST_WEIGHT
 from common.files import write_atomically
 
 _CHUNK = 1 << 20  # values folded at a time
@@ -63,6 +64,12 @@ def problem(weights: NDArray[np.float32] | None, size: int) -> str | None:
         return "the reply holds no weights"
     if weights.shape != (size,):
         return f"the weights have {weights.size} values; the model has {size}"
-    if not all(np.isfinite(weights[at : at + _CHUNK]).all() for at in range(0, size, _CHUNK)):
+    chunks = [weights[at : at + _CHUNK] for at in range(0, size, _CHUNK)]
+    if not all(np.isfinite(chunk).all() for chunk in chunks):
         return "the weights are not finite"
+    # Averaged, they would be refused by every site, in this round and after each resume.
+    if not all(
+        chunk.min() >= -LARGEST_WEIGHT and chunk.max() <= LARGEST_WEIGHT for chunk in chunks
+    ):
+        return f"the weights are beyond {LARGEST_WEIGHT:g}, which no site accepts"
     return None

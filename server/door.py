@@ -48,11 +48,16 @@ class Refused(Exception):
     """A call that is not answered; `reason` goes to the caller and to the log."""
 
     def __init__(
-        self, reason: str, *, why: Literal["unknown", "forbidden", "busy"] = "unknown"
+        self,
+        reason: str,
+        *,
+        why: Literal["unknown", "forbidden", "busy"] = "unknown",
+        counted: str | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.why = why
+        self.counted = counted or reason  # under which it is counted: without numbers of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +99,12 @@ class Register:
             return
         self._stamp = stamp
         try:
-            self.federation = load_federation(self._path)
-        except BadInput as error:
+            loaded = load_federation(self._path)
+            _keys(loaded)  # one that can't be read is found here, not at the next call
+        except (BadInput, ValueError) as error:
             logger.warning("%s; the server goes on with the file as it was.", error)
+        else:
+            self.federation = loaded
 
     def _changed(self) -> tuple[int, int]:
         try:
@@ -132,15 +140,16 @@ class Door:
             raise Refused("the node key is not the one that is registered")
         if not _signed(credentials.public_key, credentials.time, credentials.signature):
             raise Refused("the node key has not signed the call")
+        self._count(name)
         off_s = _off_s(credentials.time)
         if abs(off_s) > CLOCK_S:
             raise Refused(
                 f"the site's clock is {abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'} "
-                "the server's; set it, best by NTP"
+                "the server's; set it, best by NTP",
+                counted="the site's clock is off",
             )
         if node not in (None, node_id(name)):
             raise Refused("the node id is another site's", why="forbidden")
-        self._count(name)
         return name
 
     def check(self, site: str) -> None:

@@ -117,7 +117,7 @@ def _guarded(
                     logger.info("site %s is here", site)
                 return do(self, site, request)
         except Refused as refused:
-            self.door.note(named(credentials.certificate), refused.reason)
+            self.door.note(named(credentials.certificate), refused.counted)
             code, reason = _REFUSED[refused.why], refused.reason
         except _Bad as bad:
             if not bad.late:

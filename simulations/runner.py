@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from client.app import app as client_app
+from client.app import forget_sites
 from client.cohort import Cohort, open_cohort
 from client.predict import predict_cohort
 from common.compute import find_device, settle
@@ -146,6 +147,7 @@ def _train_leg(
             name: site.model_copy(update={"state": leg.state(name)}).model_dump_json()
             for name, site in sites.items()
         }
+        forget_sites()  # an earlier run's folder of this name may be gone
         ENGINES[engine](server_app, client_app, run_config=config, sites=texts)
         last = last_checkpoint(leg.out / "checkpoints", study_sha256=study.sha256)
         assert last is not None  # a leg that ends well has at least one round

@@ -472,6 +472,14 @@ def _(site: Any, study: Any) -> Any:
     return site.ask(encode_question(Question(other.sha256, 0)), QUERY)
 
 
+@attack("statements on folds that the study doesn't have", RefusalCode.BAD_INSTRUCTION)
+def _(site: Any, study: Any) -> Any:
+    for fold in (-1, 2**31, 7):
+        answer = site.ask(encode_question(Question(study.sha256, fold)), QUERY)
+    assert not (site.settings.state / "statements").exists()
+    return answer
+
+
 @attack("a path in place of a study's hash", RefusalCode.NOT_APPROVED)
 def _(site: Any, study: Any) -> Any:
     path = "../keys/ledger.key".rjust(64, "/")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from client.policy import (
     DAY_S,
-    LARGEST_WEIGHT,
     Key,
     check_cohort,
     check_new_study,
@@ -22,7 +21,7 @@ from client.policy import (
     most_bytes,
     objections,
 )
-from common.config import Budget, Policy, SiteSettings, Study, parse
+from common.config import LARGEST_WEIGHT, Budget, Policy, SiteSettings, Study, parse
 from common.errors import RefusalCode, SiteRefusal
 from common.messages import EVALUATE, TRAIN
 from common.models import Layout
