@@ -24,6 +24,7 @@ class Shown:
     seen: SeenStudy
     study: Study
     planned: Epsilon | None  # None: without privacy
+    patient: str | None  # unit image: what that leaves a patient with many images, in words
     weights: int | None  # values in the one array that leaves each round; None: unknown model
     release: Sequence[str]  # metrics
     counts: bool
@@ -81,7 +82,8 @@ class Shown:
         if self.planned is None:
             return "NONE: trained without differential privacy"
         folds = self.study.data.folds
-        return f"at most {self.planned}" + ("" if folds is None else ", over all models")
+        said = f"at most {self.planned}" + ("" if folds is None else ", over all models")
+        return said if self.patient is None else f"{said}; a patient: {self.patient}"
 
     def _leaves(self) -> str:
         arrays = "the trained weights"
@@ -118,6 +120,7 @@ def show(seen: SeenStudy, site: SiteSettings) -> Shown:
         seen=seen,
         study=study,
         planned=planned,
+        patient=_of_patient(study, planned) if study.privacy.unit == "image" else None,
         weights=weights,
         release=site.release.metrics,
         counts=site.release.counts,
@@ -155,6 +158,18 @@ def _over_folds(study: Study, one: Epsilon | None) -> Epsilon | None:
 
     plan = privacy_plan(study, declared=1)  # epsilon doesn't depend on the number
     return plan.epsilon_after((folds - 1) * study.training.rounds, randomness=one.randomness)
+
+
+def _of_patient(study: Study, one: Epsilon | None) -> str | None:
+    """What hiding single images leaves a patient who has as many as the study takes of one."""
+    if one is None:
+        return None
+    from client.training import privacy_plan
+
+    plan = privacy_plan(study, declared=1)
+    rounds = study.training.rounds * max(1, (study.data.folds or 1) - 1)
+    found = plan.patient_epsilon_after(rounds, randomness=one.randomness)
+    return "more than any bound says" if found is None else str(found)
 
 
 def _weights(study: Study) -> int:

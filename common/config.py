@@ -303,7 +303,13 @@ class Privacy(_Frozen):
         ),
     )
     target_epsilon: float = Field(
-        8.0, gt=0, le=1000, description="Epsilon of the whole study for each site's patients."
+        8.0,
+        gt=0,
+        le=1000,
+        description=(
+            "Epsilon of one model's whole training for each site's patients; with data.folds all "
+            "models together cost more."
+        ),
     )
     target_delta: float = Field(
         MAX_DELTA,
@@ -321,7 +327,7 @@ class Privacy(_Frozen):
         ),
     )
     max_grad_norm: float = Field(
-        1.0, gt=0, le=1e6, description="C: each patient's gradient is clipped to this L2 norm."
+        1.0, ge=1e-3, le=1e6, description="C: each patient's gradient is clipped to this L2 norm."
     )
     sampling_rate: float = Field(
         0.25, gt=0, le=1, description="q: chance of each patient to be in a step; public."

@@ -368,9 +368,16 @@ def _booked(layer: Any, uses: list[Use], sizes: list[int]) -> _Booked:
 
 
 def _gram(vectors: Tensor) -> Tensor:
-    """Their products (u, R, F) -> (u, R, R) float64."""
-    columns = vectors.mT.contiguous()  # so the product takes half the time, the copy included
-    return (columns.mT @ columns).double()
+    """Their products (u, R, F) -> (u, R, R) float64.
+
+    Each vector is scaled to a largest value of 1 first: a server can choose weights with gradients
+    of 1e-23 beside inputs of 1e18, and 1e-46 is nothing in float32.
+    """
+    largest = vectors.abs().amax(2, keepdim=True)  # (u, R, 1)
+    scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+    columns = (vectors / scale).mT.contiguous()  # the product takes half the time, copy included
+    longs = scale.double()
+    return (columns.mT @ columns).double() * longs * longs.mT
 
 
 def _clipped(parts: list[_Kept | _Booked], max_grad_norm: float) -> Clipped:

@@ -78,7 +78,10 @@ itself; server and other sites need no trust; guarantee: none (seeded))
     def adjacency(self) -> str:
         """Which two data sets the bound compares: they differ by one unit's presence."""
         if self.unit is Unit.IMAGE:
-            return "add/remove one image; a patient with several is hidden far less"
+            return (
+                "add/remove one of the images taken (replacing one may cost about double); a "
+                "patient with several is hidden far less"
+            )
         return f"add/remove one {self.unit}"
 
     @property

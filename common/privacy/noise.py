@@ -71,12 +71,14 @@ def secret_noise(key: bytes) -> Noise:
     deviation: nobody ever sees a low bit. Without the float64 this were the Gaussian mechanism and
     something done with its result, which costs nothing.
 
-    With it: the generator's values lie at most 2^-50 standard deviations apart (out to eight of
-    them), so a step of the grid holds 2^33 of them or more, and its probability is right to 2^-33
-    of itself. Over 10^11 values (11 M weights, 10^4 steps) these factors multiply to e^(+-0.0003)
-    but with probability 1e-10 (they are independent: Hoeffding's inequality). So epsilon is off by
-    less than 0.001. That beats a sum of four draws (Holohan & Braghin 2021, arXiv:2107.10138),
-    which only makes the search for what is missing long, and takes four times as long itself.
+    With it: the generator's values lie at most 2^-50 standard deviations apart where nearly all of
+    them fall (in the tail farther: 2^-48 at five, 2^-32 at eight), so a step of the grid holds 2^33
+    of them or more, and its probability is right to 2^-33 of itself. Over 10^11 values (11 M
+    weights, 10^4 steps) these factors multiply to e^(+-0.0003) but with probability 1e-10 (they
+    are independent: Hoeffding's inequality), by an estimate that leaves the few values of the tail
+    out. So epsilon is off by less than 0.001. That beats a sum of four draws (Holohan & Braghin
+    2021, arXiv:2107.10138), which only makes the search for what is missing long, and takes four
+    times as long itself.
 
     Args:
         key: at least 16 bytes that nothing else is drawn from.

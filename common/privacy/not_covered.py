@@ -17,6 +17,7 @@ class NotCovered(StrEnum):
     DECLARED_NUMBER = "declared-number"
     PARTICIPATION = "participation"
     CHOICES = "choices"
+    ROUNDING = "rounding"
     SEVERAL_SITES = "several-sites"
     SEVERAL_EXAMS = "several-exams"
     SEVERAL_IMAGES = "several-images"
@@ -32,6 +33,8 @@ NOT_COVERED = MappingProxyType(
         NotCovered.PARTICIPATION: "which sites took part in which round, and why a site refuses",
         NotCovered.CHOICES: "choices made after looking at results: learning rates, number of "
         "rounds, which model to keep",
+        NotCovered.ROUNDING: "weights made absurd on purpose, with which rounding can move a "
+        "patient's gradient by who shares its batch; privacy.engine plain has no such batches",
         NotCovered.SEVERAL_SITES: "a patient with images at two sites: their epsilons add up",
         NotCovered.SEVERAL_EXAMS: "a patient with several exams, where exams are what is hidden",
         NotCovered.SEVERAL_IMAGES: "a patient with several images, where images are what is hidden",
@@ -162,6 +165,12 @@ DECIDED: tuple[Decided, ...] = (
         NotCovered.CHOICES.value,
         Decision.NOT_COVERED,
         "each try on real data is a study of its own, charged in full; which one is kept isn't",
+    ),
+    Decided(
+        NotCovered.ROUNDING.value,
+        Decision.NOT_COVERED,
+        "a site refuses weights beyond 10,000 and checks its engine; below that a server that "
+        "picks weights can still amplify rounding, except with `privacy.engine: plain`",
     ),
     Decided(
         NotCovered.SEVERAL_SITES.value,

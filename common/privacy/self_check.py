@@ -127,7 +127,7 @@ def _compared(
         norms = [float(gradient.norm()) for gradient in plain]
         limit = sorted(norms)[1]  # the middle one: some are clipped, some are not
         if not (math.isfinite(sum(norms)) and limit > 0):
-            return 0.0, 0.0  # nothing to compare at such weights: nobody adds anything
+            return math.inf, math.inf  # fresh weights have gradients: something is wrong already
         expected = sum(g * min(1.0, limit / n) for g, n in zip(plain, norms, strict=True) if n)
         whole = summed(_UNITS, limit)
         off = float((whole - expected).norm() / torch.as_tensor(expected).norm())

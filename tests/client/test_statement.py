@@ -100,6 +100,7 @@ def test_what_is_not_covered_depends_on_what_leaves() -> None:
         NotCovered.DECLARED_NUMBER,
         NotCovered.PARTICIPATION,
         NotCovered.CHOICES,
+        NotCovered.ROUNDING,
         NotCovered.SEVERAL_SITES,
     }
     assert set(stated(site()).not_covered) == always

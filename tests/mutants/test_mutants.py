@@ -87,6 +87,12 @@ MUTANTS = {
         "_CANCELS = 6e12",
         (ENGINES,),
     ),
+    "Gram matrices of vectors too small for float32": Mutant(
+        "common.privacy.bookkeeping",
+        "scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)",
+        "scale = torch.ones_like(largest)",
+        (ENGINES,),
+    ),
     "noise in float32 without a grid": Mutant(
         "common.privacy.noise",
         "            np.rint(noisy, out=noisy)\n",

@@ -428,3 +428,39 @@ def test_the_saved_moments_are_torchs() -> None:
         shape = (2, 2, -1) if isinstance(layer, nn.GroupNorm) else (2, 4, 3)
         assert torch.allclose(node._saved_result1.flatten(), inputs.view(shape).mean(2).flatten())
     assert set(RULES) >= {nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm}
+
+
+@pytest.mark.parametrize("bound", [1.0, 1e-3, 1e-6])
+def test_gradients_too_small_for_float32_beside_huge_inputs_are_clipped(bound: float) -> None:
+    """Squares of 1e-23 vanish in float32: with inputs of 1e18 beside them, the gradient doesn't."""
+    module = build_model("cnn-li2014", Shape(classes=2, channels=1, image_size_px=32), seed=0)
+    module.train()
+    layers = module.encoder.layers
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        for parameter, value in (
+            (layers[0].weight, 1e4),
+            (layers[0].bias, 1e4),
+            (layers[4].weight, 1e4),
+            (layers[7].weight, 1e3),
+        ):
+            parameter.fill_(value)
+        module.head.bias.copy_(torch.tensor([0.0, -52.0]))
+    images = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    answers = torch.zeros(6, dtype=torch.long)
+
+    def summed(*batch: list[int]) -> torch.Tensor:
+        sums = clipped_sum(
+            module,
+            tuple(np.array(rows) for rows in batch),
+            examples=lambda rows: (images[rows], answers[rows]),
+            loss=nn.CrossEntropyLoss(reduction="none"),
+            max_grad_norm=bound,
+            max_images_at_once=64,
+            engine="fast",
+        )
+        return torch.cat([total.flatten() for total in sums]).double()
+
+    moved = summed([0, 1, 2, 3], [4, 5]) - summed([4, 5])
+    assert float(moved.norm()) <= bound * (1 + 1e-6)

@@ -45,7 +45,8 @@ def test_an_image_s_promise_says_what_it_is_not() -> None:
     for randomness in Randomness:
         image = dataclasses.replace(SEEDED, unit=Unit.IMAGE, randomness=randomness)
         for said in (str(image), str(image.as_json()["adjacency"])):
-            assert "one image; a patient with several is hidden far less" in said
+            assert "one of the images taken" in said
+            assert "a patient with several is hidden far less" in said
 
 
 def test_a_table_rounds_up_too() -> None:
