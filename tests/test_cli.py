@@ -572,6 +572,8 @@ def test_ctrl_c_ends_cleanly_and_the_run_goes_on(
 ) -> None:
     """Interrupted: exit code 1, a sentence that says how to go on, and going on works."""
     study_line("rounds: 2", "rounds: 20")(tiny)
+    # A shell that runs these tests in the background has them, and all they start, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     running = subprocess.Popen(
         [*COMMAND, *RUN, "--no-baselines"],
         cwd=tiny,
@@ -580,6 +582,7 @@ def test_ctrl_c_ends_cleanly_and_the_run_goes_on(
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     try:
         assert running.stderr is not None
         for line in running.stderr:
