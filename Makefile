@@ -43,7 +43,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'long or not long'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 7200 -m 'long or not long'
 
 check: setup
 	$(BIN)/ruff check
