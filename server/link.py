@@ -81,6 +81,7 @@ _REPLY_EXTRA_BYTES = 2**18  # a reply may be as large as what was asked, and its
 _M_MMAP_THRESHOLD = -3  # mallopt(3)
 _MOST_DEPTH = 8  # message, records, record, array, chunk
 _SAY_MISSING_S = 60.0
+_STOP_S = 10.0  # gRPC's own end, past its grace
 
 _NOT_ITS_OWN = "a message that is none of its own, or no longer"
 _REFUSED = {
@@ -423,7 +424,7 @@ def open_link(federation_file: Path, *, folder: Path) -> Iterator[LinkGrid]:
         yield LinkGrid(door, boxes, sign=sign)
     finally:
         boxes.close()
-        server.stop(grace=1.0).wait()
+        server.stop(grace=1.0).wait(_STOP_S)
 
 
 def read_certificate(path: Path) -> bytes:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -43,11 +43,13 @@ def processes(commands: list[list[str]], log: Path) -> Iterator[list[subprocess.
     finally:
         for process in started:
             process.terminate()
+        end = time.monotonic() + 30
         for process in started:
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
+        for process in started:
+            process.kill()
+            process.wait(30)
 
 
 @pytest.fixture
@@ -75,11 +77,11 @@ def test_processes_come_to_the_bits_of_a_simulation(
     server = fedward("server", study, "--federation", federation, *sets, "--out", out)
     sites = [fedward("site", "run", site) for site in federation.parent.glob("*/site.yaml")]
     with processes([server, *sites], tmp_path) as running:
-        wait_for_line(out / "history.jsonl", tmp_path)
+        wait_for_line(out / "history.jsonl", running[0], tmp_path)
         for process in running[:2]:
             process.kill()
         with processes([server, sites[0]], tmp_path / "again") as again:
-            assert again[0].wait(240) == 0, (tmp_path / "again" / "0.log").read_text()
+            assert again[0].wait(120) == 0, (tmp_path / "again" / "0.log").read_text()
             alive = [again[1], *running[2:]]
             for process in alive:
                 process.send_signal(signal.SIGTERM)
@@ -92,9 +94,10 @@ def test_processes_come_to_the_bits_of_a_simulation(
     assert read_card(out / "model.safetensors").weights_sha256 == expected
 
 
-def wait_for_line(history: Path, log: Path) -> None:
+def wait_for_line(history: Path, server: subprocess.Popen[str], log: Path) -> None:
     """Wait until a round is done."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 120
     while not (history.exists() and history.read_text()):
-        assert time.monotonic() < deadline, (log / "0.log").read_text()
+        alive = server.poll() is None and time.monotonic() < deadline
+        assert alive, (log / "0.log").read_text()
         time.sleep(0.02)

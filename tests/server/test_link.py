@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -58,6 +59,7 @@ SITES = {"alpha": "", "mallory": ""}
 NODE_ALPHA = 40_202_503_117_626_263  # must never change: sites are known by it
 VALUES = np.arange(100_000, dtype=np.float32)
 NOW = datetime.datetime.now(datetime.UTC)
+MOST_S = 60.0  # no test waits longer, and none has to be faster
 Enrol = Callable[..., Path]
 
 
@@ -104,7 +106,7 @@ class Caller:
             ("flwr-timestamp", now),
             ("flwr-signature-bin", self.key.sign(now.encode(), ec.ECDSA(hashes.SHA256()))),
         )
-        return getattr(self.stub, name)(request, timeout=20, metadata=metadata)
+        return getattr(self.stub, name)(request, timeout=MOST_S, metadata=metadata)
 
     def ask(self) -> Any:
         """Ask for a message."""
@@ -166,13 +168,13 @@ def honest(running: Running, site: str = "alpha") -> Iterator[None]:
                     with suppress(grpc.RpcError):  # withdrawn meanwhile
                         connection.send(Message(doubled(message.content), reply_to=message))
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(MOST_S)
 
 
 def packed(values: np.ndarray) -> RecordDict:
@@ -195,7 +197,7 @@ def unharmed(running: Running) -> None:
     """The honest site's reply comes back as it was sent, once."""
     with honest(running):
         message = Message(packed(VALUES), node_id("alpha"), "train")
-        (reply,) = running.grid.send_and_receive([message], timeout=20)
+        (reply,) = running.grid.send_and_receive([message], timeout=MOST_S)
     assert np.array_equal(reply.content.array_records["w"]["a"].numpy(), VALUES * 2)
 
 
@@ -225,7 +227,7 @@ def test_a_site_answers_what_it_is_asked(running: Running, equal: bool) -> None:
     values = np.random.default_rng(0).normal(size=3_000_000).astype(np.float32) * (not equal)
     with honest(running):
         message = Message(packed(values), node_id("alpha"), "train")
-        (reply,) = running.grid.send_and_receive([message], timeout=30)
+        (reply,) = running.grid.send_and_receive([message], timeout=MOST_S)
     assert reply.metadata.src_node_id == node_id("alpha")
     assert reply.metadata.reply_to_message_id == message.metadata.message_id
     assert np.array_equal(reply.content.array_records["w"]["a"].numpy(), values * 2)
@@ -243,12 +245,12 @@ def test_an_instruction_waits_until_it_is_answered(running: Running) -> None:
 
 def test_who_waits_is_answered_at_once(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call for messages that came too early ends when there is one, not when it is over."""
-    monkeypatch.setattr(server.link, "HOLD_S", 10.0)
+    monkeypatch.setattr(server.link, "HOLD_S", MOST_S - 5)
     with call_as(running, "mallory") as call:
         threading.Timer(0.3, lambda: ask(running, "mallory")).start()
         started = time.monotonic()
         assert call.ask().messages_list
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < MOST_S - 10
 
 
 def test_no_certificate_no_connection(running: Running, capfd: pytest.CaptureFixture[str]) -> None:
@@ -256,15 +258,18 @@ def test_no_certificate_no_connection(running: Running, capfd: pytest.CaptureFix
     authority = (running.folder / "ca.pem").read_bytes()
     request = ActivateNodeRequest(public_key=b"")
     with grpc.secure_channel(running.address, grpc.ssl_channel_credentials(authority)) as channel:
-        code, _ = refusal(lambda: FleetStub(channel).ActivateNode(request, timeout=5))
+        code, _ = refusal(lambda: FleetStub(channel).ActivateNode(request, timeout=MOST_S))
         assert code is grpc.StatusCode.UNAVAILABLE
     with grpc.insecure_channel(running.address) as channel:
-        code, _ = refusal(lambda: FleetStub(channel).ActivateNode(request, timeout=5))
+        code, _ = refusal(lambda: FleetStub(channel).ActivateNode(request, timeout=MOST_S))
         assert code is grpc.StatusCode.UNAVAILABLE
-    logged = capfd.readouterr().err
-    assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in logged
-    assert "WRONG_VERSION_NUMBER" in logged
     unharmed(running)
+    logged, end = "", time.monotonic() + MOST_S
+    reasons = {"PEER_DID_NOT_RETURN_A_CERTIFICATE", "WRONG_VERSION_NUMBER"}
+    while any(reason not in logged for reason in reasons):  # by a thread of gRPC's own
+        assert time.monotonic() < end, logged
+        logged += capfd.readouterr().err
+        time.sleep(0.02)
 
 
 def test_another_authoritys_certificate_is_worth_nothing(running: Running, tmp_path: Path) -> None:
@@ -330,9 +335,11 @@ def test_a_signature_is_of_the_key_and_of_now(running: Running) -> None:
             ("flwr-signature-bin", call.key.sign(b"else", ec.ECDSA(hashes.SHA256()))),
         )
         request = PullMessagesRequest(node=Node(node_id=call.node))
-        _, details = refusal(lambda: call.stub.PullMessages(request, metadata=metadata, timeout=5))
+        _, details = refusal(
+            lambda: call.stub.PullMessages(request, metadata=metadata, timeout=MOST_S)
+        )
         assert "has not signed" in details
-        _, details = refusal(lambda: call.stub.PullMessages(request, timeout=5))
+        _, details = refusal(lambda: call.stub.PullMessages(request, timeout=MOST_S))
         assert "not the one that is registered" in details
 
 
@@ -406,8 +413,8 @@ def test_a_hostile_site_reaches_nobody(running: Running, caplog: pytest.LogCaptu
     assert "refused a call of mallory: a message that is no reply" in caplog.text
     assert running.grid._boxes.posted("alpha", theirs)
     with honest(running):
-        replies = list(running.grid.pull_messages([theirs]))
-        while not replies:
+        replies, end = list(running.grid.pull_messages([theirs])), time.monotonic() + MOST_S
+        while not replies and time.monotonic() < end:
             replies = list(running.grid.pull_messages([theirs]))
     assert np.array_equal(replies[0].content.array_records["w"]["a"].numpy(), VALUES * 2)
     unharmed(running)
@@ -438,7 +445,10 @@ def push(object_id: str, content: bytes) -> PushObjectRequest:
 def test_a_flood_is_refused_and_fills_no_log(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too many calls are refused cheaply, and others are served meanwhile."""
+    """Too many calls are refused cheaply, and others are served meanwhile.
+
+    The door's clock stands still: however slow the machine is, nobody earns a call meanwhile.
+    """
     flooding = threading.Event()
 
     def flood() -> None:
@@ -448,19 +458,22 @@ def test_a_flood_is_refused_and_fills_no_log(
                     call("SendNodeHeartbeat", heartbeat)
 
     heartbeat = SendNodeHeartbeatRequest(node=Node(node_id=node_id("mallory")))
-    threads = [threading.Thread(target=flood) for _ in range(3)]
+    threads = [threading.Thread(target=flood, daemon=True) for _ in range(3)]
     monkeypatch.setattr("server.door.MOST_CALLS", 100)
+    monkeypatch.setattr("server.door.time", SimpleNamespace(monotonic=lambda: 0.0))
+    end = time.monotonic() + MOST_S
     with caplog.at_level(logging.WARNING):
         for thread in threads:
             thread.start()
         try:
             while running.grid.refused().get(("mallory", "too many calls"), 0) < 100:
+                assert time.monotonic() < end, running.grid.refused()
                 time.sleep(0.05)
             unharmed(running)
         finally:
             flooding.set()
             for thread in threads:
-                thread.join(20)
+                thread.join(MOST_S)
     assert len([line for line in caplog.messages if "mallory" in line]) < 30
 
 
@@ -528,16 +541,21 @@ def test_a_silent_site_is_left_out_and_comes_back(
     with open_link(federation, folder=tmp_path / "replies") as grid:
         running = Running(grid, federation.parent)
         message = Message(packed(VALUES), node_id("alpha"), "train")
-        (reply,) = grid.send_and_receive([message], timeout=20)
+        (reply,) = grid.send_and_receive([message], timeout=MOST_S)
         assert reply.error.code == UNREACHABLE
         assert "alpha" not in {grid.sites[node] for node in grid.get_node_ids()}
-        unharmed(running)
+        end = time.monotonic() + MOST_S
+        with honest(running):
+            while reply.has_error() and time.monotonic() < end:  # it takes a moment to come
+                message = Message(packed(VALUES), node_id("alpha"), "train")
+                (reply,) = grid.send_and_receive([message], timeout=MOST_S)
+        assert np.array_equal(reply.content.array_records["w"]["a"].numpy(), VALUES * 2)
 
 
 def test_waiting_for_sites_says_who_is_missing(running: Running) -> None:
     """The bound is kept, and the sentence names only those who haven't called."""
     with honest(running):
-        running.grid.wait_for_sites(1, timeout_s=20)
+        running.grid.wait_for_sites(1, timeout_s=MOST_S)
         with pytest.raises(RunFailed, match=r"1 of the 2 .* missing: mallory\."):
             running.grid.wait_for_sites(2, timeout_s=0.3)
 

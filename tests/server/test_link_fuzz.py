@@ -8,6 +8,7 @@ import math
 import random
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ from server.link import LinkGrid, open_link
 
 WEIGHTS = np.arange(5000, dtype=np.float32)
 Enrol = Callable[..., Path]
+MOST_S = 60.0  # no test waits longer, and none has to be faster
 Pieces = list[list[Any]]  # of an object: kind, names of its children, body
 
 
@@ -82,17 +84,18 @@ def unharmed(grid: LinkGrid, folder: Path) -> None:
 
     def answer() -> None:
         with connected(folder, "alpha", grid._door.register.federation.listen) as connection:
-            found = None
+            found, end = None, time.monotonic() + MOST_S
             while found is None:
+                assert time.monotonic() < end
                 found = connection.ask()
             message = connection.fetch(*found, most_bytes=1e9)
             connection.send(Message(encode_reply(Reply(WEIGHTS, {})), reply_to=message))
 
-    thread = threading.Thread(target=answer)
+    thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     message = Message(encode_reply(Reply(WEIGHTS, {})), node_id("alpha"), "train")
-    (reply,) = grid.send_and_receive([message], timeout=30)
-    thread.join(10)
+    (reply,) = grid.send_and_receive([message], timeout=MOST_S)
+    thread.join(MOST_S)
     assert decode_reply(reply.content).weights is not None
 
 
