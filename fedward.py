@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,10 +34,14 @@ ledger_app = typer.Typer(
     help="A site's ledger: what its patients have lost; stays at the site.", no_args_is_help=True
 )
 site_app = typer.Typer(help="A hospital's side: what it allows, what left.", no_args_is_help=True)
+federation_app = typer.Typer(
+    help="The coordinator's side: who belongs to the federation.", no_args_is_help=True
+)
 app.add_typer(privacy_app, name="privacy")
 privacy_app.add_typer(ledger_app, name="ledger")
 app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
+app.add_typer(federation_app, name="federation")
 
 StudyName = Annotated[
     str,
@@ -52,6 +56,9 @@ DataPath = Annotated[
     typer.Option("--data", metavar="PATH", help="The images: a manifest.csv, ILD or MRNet trees."),
 ]
 SitePath = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The hospital's own file.")]
+FederationPath = Annotated[
+    Path, typer.Argument(metavar="FEDERATION.yaml", help="The coordinator's own file.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -251,8 +258,6 @@ def ledger_restore(
     that are given up by it are listed by `fedward site receipts`.
     """
     with _edge():
-        from datetime import UTC, datetime
-
         from client.ledger_commands import restore, to_charge
         from common.config import load_site, load_study
 
@@ -474,6 +479,25 @@ StudyHash = Annotated[
 ]
 
 
+@site_app.command("init")
+def site_init(
+    kit: Annotated[
+        Path, typer.Argument(metavar="KIT", help="The folder that the coordinator sent.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The site's folder; the kit's name, here.")
+    ] = None,
+) -> None:
+    """Make a site of the coordinator's kit: settings, its own keys, and what it sends back.
+
+    Run again it changes no key, and writes the enrolment anew (to renew the certificate).
+    """
+    with _edge():
+        from client.enrolment import init_site
+
+        typer.echo(init_site(kit, out=out).text())
+
+
 @site_app.command("run")
 def site_run(site: SitePath) -> None:
     """Take part in the federation's studies until stopped (Ctrl-C, SIGTERM)."""
@@ -586,6 +610,39 @@ def site_receipts(
         typer.echo(_json(verified.as_json()) if as_json else verified.text())
         if verified.problems:
             raise typer.Exit(1)
+
+
+@federation_app.command("provision")
+def federation_provision(file: FederationPath) -> None:
+    """Make authority, certificates, keys and a kit for each site; what is there and good stays."""
+    with _edge():
+        from server.federation import provision
+
+        typer.echo(provision(file, now=datetime.now(UTC)).text())
+
+
+@federation_app.command("sign")
+def federation_sign(
+    file: FederationPath,
+    enrolment: Annotated[Path, typer.Argument(metavar="ENROLMENT.pem", help="What the site sent.")],
+) -> None:
+    """Let a site in, or renew its certificate."""
+    with _edge():
+        from server.federation import sign
+
+        typer.echo(sign(file, enrolment, now=datetime.now(UTC)).text())
+
+
+@federation_app.command("revoke")
+def federation_revoke(
+    file: FederationPath,
+    site: Annotated[str, typer.Argument(metavar="SITE", help="Its name in the file.")],
+) -> None:
+    """Shut a site out at once, of running servers too."""
+    with _edge():
+        from server.federation import revoke
+
+        typer.echo(revoke(file, site))
 
 
 @app.command()

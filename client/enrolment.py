@@ -1,12 +1,103 @@
-"""What a site sends to be enrolled: a request for a certificate (PKCS #10) of its node key."""
+"""How a site joins: settings from its kit, its own keys, and what it sends to be enrolled."""
 
 from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
+
+from client.keys import SiteKeys, open_keys
+from client.state import make_private, state_folder, write_private
+from common.certificates import fingerprint
+from common.config import load_site
+from common.enrolment import read_enrolment
+from common.errors import BadInput
+
+SETTINGS, AUTHORITY, COORDINATOR = "site.yaml", "ca.pem", "coordinator.pem"
+ENROLMENT = "enrolment.pem"
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What a site has to tell the coordinator, and to hear from them."""
+
+    site: str
+    folder: Path
+    enrolment: str
+    authority: str
+    coordinator: str
+
+    def text(self) -> str:
+        """For a person."""
+        return f"""\
+{self.site}: settings, keys and {ENROLMENT} are in {self.folder}. The keys never leave this machine.
+
+1. Telephone the coordinator, by a number that you knew before. They read to you, and you compare
+     authority         {self.authority}
+     coordinator's key {self.coordinator}
+   You read to them
+     enrolment         {self.enrolment}
+2. Send them {self.folder / ENROLMENT}. What comes back goes to {self.folder / "site.pem"}.
+3. Edit {self.folder / SETTINGS}: data, declared_patients, and what you allow.
+4. fedward site check {self.folder / SETTINGS}"""
+
+
+def init_site(kit: Path, *, out: Path | None = None) -> Joining:
+    """Make a site of the kit that the coordinator sent; again, it renews the enrolment alone.
+
+    Args:
+        kit: a folder with site.yaml, ca.pem and coordinator.pem.
+        out: the site's folder; by default one of the kit's name, here. Settings that are there
+            stay.
+
+    Raises:
+        BadInput: the kit isn't whole, names another authority or coordinator than the one that is
+            relied on already, or the folder can't be written.
+    """
+    trusted = {name: _read(kit / name) for name in (AUTHORITY, COORDINATOR)}
+    try:
+        authority, coordinator = map(fingerprint, trusted.values())
+    except ValueError:
+        raise BadInput(
+            f"{kit}: {AUTHORITY} or {COORDINATOR} is damaged; have the coordinator send the kit "
+            "again."
+        ) from None
+    folder = out or Path(kit.resolve().name)
+    _read(kit / SETTINGS)
+    try:
+        make_private(folder)
+        for name, content in trusted.items():
+            _keep(folder / name, content)
+        if not (folder / SETTINGS).exists():
+            shutil.copyfile(kit / SETTINGS, folder / SETTINGS)
+        site = load_site(folder / SETTINGS)
+        keys = open_keys(state_folder(site))
+        write_private(folder / ENROLMENT, [enrolment(keys, site=site.name)])
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: can't be written ({error.strerror}); run as the user who shall own the "
+            "site, or name another --out."
+        ) from None
+    return Joining(
+        site.name,
+        folder,
+        enrolment=read_enrolment(folder / ENROLMENT).fingerprint,
+        authority=authority,
+        coordinator=coordinator,
+    )
+
+
+def enrolment(keys: SiteKeys, *, site: str) -> bytes:
+    """What is sent to be enrolled (PEM): public parts alone."""
+    receipts = keys.receipts.public_key()
+    public = receipts.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return certificate_request(keys.node, site=site) + public
 
 
 def certificate_request(node_key: ec.EllipticCurvePrivateKey, *, site: str) -> bytes:
@@ -14,3 +105,24 @@ def certificate_request(node_key: ec.EllipticCurvePrivateKey, *, site: str) -> b
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
     request = x509.CertificateSigningRequestBuilder().subject_name(name)
     return request.sign(node_key, hashes.SHA384()).public_bytes(Encoding.PEM)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"{path}: can't be read ({error.strerror}); name the folder that the coordinator sent, "
+            f"with {SETTINGS}, {AUTHORITY} and {COORDINATOR}."
+        ) from None
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write what the site will rely on; never over something else."""
+    if path.exists() and path.read_bytes() != content:
+        raise BadInput(
+            f"{path}: the kit's differs from the one that this site relies on. If the coordinator "
+            "confirms the new one over the telephone, set the old one aside and run this again; if "
+            "not, somebody else sent the kit."
+        )
+    write_private(path, [content])

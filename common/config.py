@@ -427,6 +427,13 @@ class Policy(_Frozen):
     studies_per_day: int = Field(
         10, ge=1, le=10_000, description="At most so many new studies within 24 hours."
     )
+    whole_studies: Literal["required", "optional"] = Field(
+        "required",
+        description=(
+            "required: a study begins only where the budget lasts for all its rounds; optional: it "
+            "begins all the same, and the site leaves it when the budget ends."
+        ),
+    )
 
 
 class Budget(_Frozen):
@@ -537,6 +544,7 @@ class SimulatedSite(_Frozen):
             unit="image",
             min_patients=1,
             studies_per_day=10_000,
+            whole_studies="optional",
         ),
         description="What it agrees to; nothing is at stake here, so to all if not said.",
     )
@@ -546,6 +554,17 @@ class SimulatedSite(_Frozen):
     device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N.")
     release: Release = Field(
         Release(metrics=("loss", "accuracy")), description="What leaves besides weights."
+    )
+    withdraws_before_round: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Its steward withdraws it from the study before this round (with folds: of the first "
+            "model), for good. Empty: never."
+        ),
+    )
+    absent_rounds: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Rounds in which the server can't reach it; the one after the last too."
     )
 
 
@@ -730,10 +749,21 @@ class Study(_Frozen):
 class FederatedSite(_Frozen):
     """One hospital, as the coordinator knows it."""
 
-    node_key: str = Field(
-        ...,
+    node_key: str | None = Field(
+        None,
         pattern=_NODE_KEY,
-        description="Its public node key (P-384) in OpenSSH's form, as the site gave it.",
+        description=(
+            "Its public node key (P-384) in OpenSSH's form, which `fedward federation sign` "
+            "writes. Empty: not enrolled yet."
+        ),
+    )
+    receipts_key: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description=(
+            "Its public key (Ed25519, hexadecimal), with which it signs receipts and statements; "
+            "written with the node key. Empty: nobody knows whose a statement is."
+        ),
     )
     revoked: bool = Field(False, description="true shuts it out, also of a server that runs.")
 
@@ -778,12 +808,29 @@ class FederationFile(_Frozen):
         {}, description="The hospitals, by name."
     )
 
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _named_alone(cls, sites: object) -> object:
+        """A site that isn't enrolled yet has nothing but its name."""
+        if not isinstance(sites, dict):
+            return sites
+        return {name: {} if site is None else site for name, site in sites.items()}
+
     @model_validator(mode="after")
     def _each_its_own(self) -> Self:
-        keys = [site.node_key.split()[1] for site in self.sites.values()]
+        keys = [site.node_key.split()[1] for site in self.sites.values() if site.node_key]
         if len(set(keys)) < len(keys):
             raise ValueError("`sites` must have a node key each; two of them share one")
         return self
+
+    @property
+    def enrolled(self) -> dict[str, str]:
+        """The node keys, by name, of the sites that may come in."""
+        return {
+            name: site.node_key
+            for name, site in self.sites.items()
+            if site.node_key is not None and not site.revoked
+        }
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:

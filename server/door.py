@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ from common.errors import BadInput
 logger = logging.getLogger("fedward.link")
 CLOCK_S = 300.0  # how far a site's clock may be off
 CALLS_AT_ONCE = 8  # of one site: one waits, one sends or fetches, one is a sign of life
+LARGE_AT_ONCE = 8  # objects on their way, of all sites: each takes several times 5 MiB
 MOST_CALLS = 512  # at once after a pause; then so many a second
 _LOOK_AGAIN_S = 1.0
 
@@ -120,16 +121,20 @@ class Door:
 
     register: Register
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)  # by site and reason
+    late: Counter[str] = field(default_factory=Counter)  # calls about what was withdrawn, by site
     _calls: dict[str, tuple[float, float]] = field(default_factory=dict)  # left, and at what time
     _inside: Counter[str] = field(default_factory=Counter)  # calls that are being answered
+    _large: threading.Semaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(LARGE_AT_ONCE)
+    )
+    _own_large: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def admit(self, credentials: Credentials, *, node: int | None) -> str:
+    def admit(self, credentials: Credentials) -> str:
         """The name of the site that calls; raises Refused with the reason why it is let in not.
 
         Args:
             credentials: what the call brought.
-            node: the node id it speaks for; None where it asks for its own.
         """
         name, certified = _certified(credentials.certificate)
         self.check(name)
@@ -148,9 +153,12 @@ class Door:
                 "the server's; set it, best by NTP",
                 counted="the site's clock is off",
             )
-        if node not in (None, node_id(name)):
-            raise Refused("the node id is another site's", why="forbidden")
         return name
+
+    def check_node(self, site: str, node: int | None) -> None:
+        """Raise Refused where a call speaks for another node than its site's (None: for none)."""
+        if node not in (None, node_id(site)):
+            raise Refused("the node id is another site's", why="forbidden")
 
     def check(self, site: str) -> None:
         """Raise Refused unless the site is in the federation, now."""
@@ -173,13 +181,42 @@ class Door:
             with self._lock:
                 self._inside[site] -= 1
 
+    def one_large(self, site: str, *, timeout_s: float) -> Callable[[], None]:
+        """Wait for a place for a large object: few at once, and one a site; raises Refused.
+
+        Returns:
+            Gives the place back; to be called once, when the object is no longer on its way.
+        """
+        with self._lock:
+            own = self._own_large.setdefault(site, threading.Lock())
+        end = time.monotonic() + timeout_s
+        if not own.acquire(timeout=timeout_s):
+            raise Refused("too many large objects at once", why="busy")
+        if not self._large.acquire(timeout=max(0.0, end - time.monotonic())):
+            own.release()
+            raise Refused("too many large objects at once", why="busy")
+
+        def give_back() -> None:
+            self._large.release()
+            own.release()
+
+        return give_back
+
     def note(self, site: str, reason: str) -> None:
         """Count a call that was refused; of many alike only some are logged."""
         with self._lock:
             self.refused[site, reason] += 1
             count = self.refused[site, reason]
-        if count & (count - 1) == 0:  # 1, 2, 4, 8...: a flood fills no log
+        if _is_told(count):
             logger.warning("refused a call of %s: %s (%d so far)", site, reason, count)
+
+    def note_late(self, site: str) -> None:
+        """Count a call about what was withdrawn meanwhile: dropped, and nobody's fault."""
+        with self._lock:
+            self.late[site] += 1
+            count = self.late[site]
+        if _is_told(count):
+            logger.info("a call of %s came too late and is dropped (%d so far)", site, count)
 
     def _count(self, site: str) -> None:
         now = time.monotonic()
@@ -189,6 +226,10 @@ class Door:
             self._calls[site] = max(left, 0.0), now
         if left < 0:
             raise Refused("too many calls", why="busy")
+
+
+def _is_told(count: int) -> bool:
+    return count & (count - 1) == 0  # 1, 2, 4, 8...: a flood fills no log
 
 
 def named(certificate: bytes) -> str:
@@ -217,8 +258,7 @@ def _keys_by_text(texts: tuple[tuple[str, str], ...]) -> Mapping[str, bytes]:
 
 
 def _keys(federation: FederationFile) -> Mapping[str, bytes]:
-    sites = federation.sites.items()
-    return _keys_by_text(tuple((name, site.node_key) for name, site in sites if not site.revoked))
+    return _keys_by_text(tuple(federation.enrolled.items()))
 
 
 def public_pem(node_key: str) -> bytes:

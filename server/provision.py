@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common.enrolment import openssh, requested_key
 from common.errors import BadInput
 
 AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
@@ -103,28 +104,17 @@ def sign_request(folder: Path, request: bytes, *, site: str, now: datetime.datet
 
 def node_key(request: bytes) -> str:
     """The node key that a site's request is for, as federation.yaml lists it."""
-    public = _requested(request)
-    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    return openssh(_requested(request))
 
 
 def _requested(request: bytes) -> ec.EllipticCurvePublicKey:
-    wrong = BadInput(
-        "the request must be a certificate request (PKCS #10, PEM) signed by a P-384 key; "
-        "let the site make it again."
-    )
     try:
-        parsed = x509.load_pem_x509_csr(request)
-        public_key = parsed.public_key()
-        whole = parsed.is_signature_valid
+        return requested_key(request)
     except ValueError:
-        raise wrong from None
-    if not (
-        whole
-        and isinstance(public_key, ec.EllipticCurvePublicKey)
-        and isinstance(public_key.curve, ec.SECP384R1)
-    ):
-        raise wrong
-    return public_key
+        raise BadInput(
+            "the request must be a certificate request (PKCS #10, PEM) signed by a P-384 key; "
+            "let the site make it again."
+        ) from None
 
 
 def _sign(

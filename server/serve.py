@@ -39,8 +39,7 @@ def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
         RunFailed: too few sites, or the study could not go on.
     """
     started = time.monotonic()
-    sites = {name for name, s in load_federation(federation_file).sites.items() if not s.revoked}
-    _check(study, sites, federation_file)
+    _check(study, set(load_federation(federation_file).enrolled), federation_file)
     study_model(study)  # an unknown model is refused before anybody waits
     _open_folder(out, study)
     legs = _legs(study, out)
