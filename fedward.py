@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -185,6 +185,24 @@ def server(
             with shown(quiet=False):
                 serve(loaded, federation, out=folder)
         typer.echo(f"Numbers: {folder / 'result.json'}")
+
+
+@app.command()
+def watch(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="The --out of a simulation or a server.")
+    ],
+) -> None:
+    """Watch a study on the terminal, running or finished: rounds, sites, curves, privacy, faults.
+
+    Ends with the study, or by Ctrl-C, which stops nothing else.
+    """
+    with _edge():
+        from server.watch import watch as show
+        from simulations.statements import spent_so_far
+
+        with suppress(KeyboardInterrupt):
+            show(run_dir, spent=spent_so_far)
 
 
 @privacy_app.command("plan")

@@ -45,6 +45,24 @@ def round_note(study: Study) -> Callable[[int], str]:
     return functools.lru_cache(note)
 
 
+def spent_so_far(study: Study) -> Callable[[int], str]:
+    """What so many rounds cost a site that joined them all; for who can't know its randomness."""
+    if not study.privacy.enabled:
+        return lambda _: NO_PRIVACY
+
+    def said(rounds: int) -> str:
+        epsilon = privacy_plan(study, declared=1).epsilon_after(
+            rounds, randomness=Randomness.SEEDED
+        )
+        return (
+            f"epsilon so far {rounded_up(epsilon.value)} per {epsilon.unit} of a site that joined "
+            f"all rounds (delta {epsilon.delta:g}, {epsilon.adjacency}, {epsilon.trust_model}; "
+            "the source of its randomness each site signs at the end)"
+        )
+
+    return functools.lru_cache(said)
+
+
 def all_folds_epsilon(study: Study, site: SiteSettings) -> Epsilon | None:
     """What all folds together would cost: each patient trains in every fold but one."""
     folds = study.data.folds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -47,6 +48,11 @@ CONTRACT = {
     "data manifest": {"--out", "--site", "--folders", "--pictures"},
     "data prune": {"--older-than"},
     "server": {"--federation", "--set", "--out", "--resume"},
+    "federation provision": set(),
+    "federation sign": set(),
+    "federation revoke": set(),
+    "watch": set(),
+    "site init": {"--out"},
     "site check": {"--study", "--json"},
     "site status": {"--json"},
     "site approve": set(),
@@ -602,3 +608,20 @@ def test_ctrl_c_ends_cleanly_and_the_run_goes_on(
     told = fedward_says(*RUN, "--no-baselines", "--resume", "--json")
     assert told.exit_code == 0, told.stderr
     assert json.loads(told.stdout)["sites"]["east"]["rounds_joined"] == 20
+
+
+def test_a_site_joins_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provision, init, sign: both sides are shown the same fingerprints; revoking undoes it."""
+    monkeypatch.chdir(tmp_path)
+    Path("federation.yaml").write_text("server: lungs.example:9092\nsites:\n  alpha:\n")
+    provisioned = fedward_says("federation", "provision", "federation.yaml")
+    joined = fedward_says("site", "init", "kits/alpha")
+    signed = fedward_says("federation", "sign", "federation.yaml", "alpha/enrolment.pem")
+    assert [one.exit_code for one in (provisioned, joined, signed)] == [0, 0, 0]
+    spoken = re.compile(r"(?:[0-9a-f]{4} ){7}[0-9a-f]{4}")
+    authority, coordinator = spoken.findall(provisioned.output)
+    assert spoken.findall(joined.output) == [authority, coordinator, *spoken.findall(signed.output)]
+    assert fedward_says("federation", "revoke", "federation.yaml", "alpha").exit_code == 0
+    refused = fedward_says("federation", "sign", "federation.yaml", "alpha/enrolment.pem")
+    assert refused.exit_code == 2
+    assert "was revoked" in refused.stderr
