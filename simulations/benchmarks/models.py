@@ -1,9 +1,10 @@
 """Which model is right when: each architecture on the ILD phantom, without and with privacy.
 
 110 phantom patients at 5 hospitals, three seeds (each draws other patients and other initial
-weights), the same number of rounds for all. Learning rates were chosen once a model on seed 0. What
-is done stays in `runs/benchmark-models`: a run that was stopped is gone on with, so delete the
-folder to measure anew. One process a core.
+weights), the same number of rounds for all. Learning rates were chosen on seed 0, among two to five
+values for the small models and one or two for `resnet18` and `vit-tiny`. What is done stays in
+`runs/benchmark-models`: a run that was stopped is gone on with, so delete the folder to measure
+anew. One process a core.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from simulations.arms import FEDERATED
 SEEDS = (3, 4, 5)  # 0, 1 and 2 served to choose the phantom's constants and the learning rates
 EPSILONS = (None, 8, 3)  # per patient, over the whole study; None: without privacy
 LEARNING_RATES: Mapping[str, tuple[float, float]] = {  # without and with privacy
-    "cnn-small": (0.01, 0.5),
-    "cnn-li2014": (0.01, 0.5),
-    "resnet18": (0.01, 0.2),
-    "vit-tiny": (0.01, 0.2),
+    "cnn-small": (0.01, 0.1),
+    "cnn-li2014": (0.02, 0.3),
+    "resnet18": (0.005, 0.05),
+    "vit-tiny": (0.005, 0.05),
     "frozen-efficientnet-lite0": (0.05, 1.0),
 }
 # Patches side by side instead of half over one another: a third of the images.
