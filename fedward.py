@@ -631,12 +631,26 @@ def site_receipts(
 
 
 @federation_app.command("provision")
-def federation_provision(file: FederationPath) -> None:
+def federation_provision(
+    file: FederationPath,
+    trial: Annotated[
+        bool,
+        typer.Option("--trial", help="All on this machine: make and sign the sites too."),
+    ] = False,
+) -> None:
     """Make authority, certificates, keys and a kit for each site; what is there and good stays."""
     with _edge():
-        from server.federation import provision
+        if trial:
+            from simulations.trial import make_trial
 
-        typer.echo(provision(file, now=datetime.now(UTC)).text())
+            made = "\n".join(f"  {path}" for path in make_trial(file, now=datetime.now(UTC)))
+            typer.echo(
+                f"The sites, for a trial; edit their data and policy:\n{made}"
+            )
+        else:
+            from server.federation import provision
+
+            typer.echo(provision(file, now=datetime.now(UTC)).text())
 
 
 @federation_app.command("sign")

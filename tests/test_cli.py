@@ -48,7 +48,7 @@ CONTRACT = {
     "data manifest": {"--out", "--site", "--folders", "--pictures"},
     "data prune": {"--older-than"},
     "server": {"--federation", "--set", "--out", "--resume"},
-    "federation provision": set(),
+    "federation provision": {"--trial"},
     "federation sign": set(),
     "federation revoke": set(),
     "watch": set(),
