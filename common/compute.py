@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from common.errors import BadInput
@@ -15,6 +18,22 @@ def settle() -> None:
     """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    # Else torch writes NaN into all memory that it is about to write to, in every operation.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch ships it untyped
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep up to a GiB that torch frees, since the next step asks for it again.
+
+    Else it may go back to the system after each step, and each fresh page costs time.
+    Anything below 32 MiB comes from what is kept; larger blocks can't (mallopt(3)).
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none
+        mallopt(trim_threshold, 2**30)
+        mallopt(mmap_threshold, 2**25)
 
 
 def find_device(setting: str) -> torch.device:

@@ -7,6 +7,7 @@ know images only; `hooks` stands for them per patient as well, by our engine `op
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import warnings
@@ -196,6 +197,7 @@ def _peak_here(case: Case, build: Callable[[Case, ExitStack], Step]) -> float:
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
         step = build(case, stack)
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier steps left to this process is no part of it
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # forget the peak so far
         before = _status_mb("VmRSS")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -15,6 +19,24 @@ def test_settled_torch_is_repeatable() -> None:
     settle()
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_settled_torch_fills_no_memory_in_vain() -> None:
+    """Torch's deterministic mode would write NaN into everything it is about to fill."""
+    settle()
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # torch ships it untyped
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
+def test_freed_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """glibc is asked to; a system whose libc can't is left as it is."""
+    asked = []
+    glibc = SimpleNamespace(mallopt=lambda *setting: asked.append(setting))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: glibc)
+    settle()
+    assert asked == [(-1, 2**30), (-3, 2**25)]
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    settle()
 
 
 def test_a_device_is_found_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
