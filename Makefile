@@ -4,15 +4,17 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulate test test-long check lock clean
+.PHONY: help setup simulate test test-long mutants check lock wheelhouse clean
 
 help:
 	@echo 'make setup      install fedward and its tools into .venv (once)'
 	@echo 'make simulate   run the quick study and say where its report is'
 	@echo 'make test       run the tests'
-	@echo 'make test-long  run the long tests too'
+	@echo 'make test-long  run the long tests too, then make mutants (hours)'
+	@echo 'make mutants    change what guards privacy in thousands of ways; do the tests notice?'
 	@echo 'make check      style, types, arrows between packages, bundle, licences'
 	@echo 'make lock       rewrite requirements.lock after a change of dependencies in pyproject.toml'
+	@echo 'make wheelhouse  all that is installed, with hashes and an SBOM, in dist/wheelhouse (3 GB)'
 	@echo 'make clean      remove .venv and caches'
 
 setup: $(READY)
@@ -59,6 +61,11 @@ lock:
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --only-binary :all: \
 		--generate-hashes --no-annotate --no-header --no-emit-index-url \
 		--quiet --output-file requirements.lock
+
+# Anew each time, so that nothing old stays in it.
+wheelhouse: setup
+	rm -rf dist/wheelhouse
+	$(BIN)/python tools/wheelhouse.py dist/wheelhouse
 
 clean:
 	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -10,10 +10,15 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+
+# Examples take as long as the machine lets them; a test that hangs has a timeout of its own.
+hypothesis.settings.register_profile("fedward", deadline=None)
+hypothesis.settings.load_profile("fedward")
 
 ROOT = Path(__file__).parents[1]
 SITES = {"east": 8, "north": 8, "west": 8}  # patients
