@@ -19,7 +19,18 @@ from common.errors import BadData, BadInput, FedwardError, RefusalCode, RunFaile
 from common.messages import EVALUATE, QUERY, TRAIN
 
 logger = logging.getLogger("fedward.client")
-app = ClientApp()
+
+
+class _SiteApp(ClientApp):
+    """Flower's ClientApp raises where nothing is registered for a message's type; this refuses."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type in (TRAIN, EVALUATE, QUERY):
+            return super().__call__(message, context)
+        return _answer(message, context, message.metadata.message_type)
+
+
+app = _SiteApp()
 
 # What leaves for each kind of fault, the first that fits; the closed list says no more.
 _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (

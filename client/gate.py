@@ -23,7 +23,7 @@ from flwr.app import Array, ArrayRecord, Error, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.chain import Head
-from common.config import SiteSettings
+from common.config import SiteSettings, Wire
 from common.errors import REFUSAL_SENTENCES, FedwardError, RefusalCode
 from common.messages import (
     Reply,
@@ -37,6 +37,7 @@ from common.messages import (
 )
 from common.models import Layout
 from common.statement import read_statement
+from common.wire import BLOCK, DTYPES
 
 _MOST: Final[Mapping[str, float]] = {  # what a metric can be; none is below 0
     "loss": math.inf,
@@ -73,7 +74,12 @@ class Passed:
 
 
 def pass_reply(
-    reply: Reply, *, layout: Layout | None, released: Collection[str], max_bytes: int
+    reply: Reply,
+    *,
+    layout: Layout | None,
+    released: Collection[str],
+    max_bytes: int,
+    wire: Wire = "float32",
 ) -> Passed:
     """A reply as the records that leave.
 
@@ -82,6 +88,7 @@ def pass_reply(
         layout: of the model that is trained; None for an evaluation, on which no array leaves.
         released: names of the metrics that the site lets out; any of them may be missing.
         max_bytes: the largest message.
+        wire: how the values travel; a short one holds them exactly, or they don't pass.
 
     Raises:
         GateFailure: anything else than the model's own finite float32 values and finite released
@@ -94,7 +101,7 @@ def pass_reply(
     if flat is not None and layout is not None and flat.shape != (layout.size,):
         raise GateFailure("gate: the weights are not as many as the model's.")
     try:
-        encoded = encode_reply(reply)
+        encoded = encode_reply(reply, wire=wire)
     except (AttributeError, TypeError, ValueError):
         raise GateFailure("gate: the reply can't be encoded.") from None
     if set(encoded) != ({"metrics"} if layout is None else {"metrics", "weights"}):
@@ -102,12 +109,12 @@ def pass_reply(
     metrics = _plain_metrics(encoded["metrics"], released)
     content = RecordDict({"metrics": MetricRecord(dict(metrics))})
     if layout is not None:
-        content["weights"] = ArrayRecord({"packed": _plain_array(encoded["weights"], layout)})
-    values = _decoded(content, metrics, layout)
+        content["weights"] = ArrayRecord({"packed": _plain_array(encoded["weights"], layout, wire)})
+    values = _decoded(content, metrics, layout, wire)
     n_bytes = payload_bytes(content)
     if n_bytes > max_bytes:
         raise GateFailure("gate: the reply is larger than the site allows.")
-    arrays = () if values is None else (PassedArray("weights", values.shape, "float32"),)
+    arrays = () if layout is None else (PassedArray("weights", *_form(layout, wire)),)
     return Passed(content, n_bytes, arrays, metrics, values, reply_sha256(values, metrics))
 
 
@@ -126,32 +133,38 @@ def _plain_metrics(record: object, released: Collection[str]) -> dict[str, float
     return metrics
 
 
-def _plain_array(record: object, layout: Layout) -> Array:
+def _form(layout: Layout, wire: Wire) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of the only array."""
+    blocks = -(-layout.size // BLOCK) if wire == "int8" else 0
+    return (layout.size + blocks,), DTYPES[wire]
+
+
+def _plain_array(record: object, layout: Layout, wire: Wire) -> Array:
     """The only array, anew, of its bytes alone."""
     if not isinstance(record, ArrayRecord) or list(record) != ["packed"]:
         raise GateFailure("gate: the reply has other arrays than the model's.")
-    array, shape = record["packed"], (layout.size,)
+    array, (shape, dtype) = record["packed"], _form(layout, wire)
     said = array.dtype, array.shape, array.stype
-    if said != ("float32", shape, "numpy.ndarray") or type(array.data) is not bytes:
-        raise GateFailure("gate: the weights are not the model's float32 values.")
-    return Array("float32", shape, "numpy.ndarray", array.data)
+    if said != (dtype, shape, "numpy.ndarray") or type(array.data) is not bytes:
+        raise GateFailure(f"gate: the weights are not the model's, as {wire}.")
+    return Array(dtype, shape, "numpy.ndarray", array.data)
 
 
 def _decoded(
-    content: RecordDict, metrics: Mapping[str, float], layout: Layout | None
+    content: RecordDict, metrics: Mapping[str, float], layout: Layout | None, wire: Wire
 ) -> NDArray[np.float32] | None:
     """The weights that a server would read, which are checked as it would read them."""
     try:
         # Raises unless the array is numpy's own header and 4 bytes a value, and nothing else.
-        decoded = decode_reply(content)
+        decoded = decode_reply(content, wire=wire)
     except ValueError:
         raise GateFailure("gate: the reply can't be decoded again.") from None
     if decoded.metrics != metrics or decoded.head is not None:
         raise GateFailure("gate: the reply decodes to something else.")
     flat = decoded.weights
-    if flat is None or layout is None:
+    if layout is None:
         return None
-    if flat.shape != (layout.size,):
+    if flat is None or flat.shape != (layout.size,):
         raise GateFailure("gate: the weights are not as many as the model's.")
     # What isn't a number is its array's least and largest value; two passes without a copy.
     if not (math.isfinite(flat.min(initial=0)) and math.isfinite(flat.max(initial=0))):

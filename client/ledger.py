@@ -57,7 +57,7 @@ from common.chain import Head
 from common.config import Budget
 from common.errors import BadInput, FedwardError, RunFailed
 from common.privacy.epsilon import Epsilon, Randomness, Unit
-from common.privacy.lifetime import lifetime_epsilon
+from common.privacy.lifetime import lifetime_epsilon, times_left
 from common.privacy.mechanism import Mechanism, merge
 
 SECRET_BYTES = 32
@@ -211,12 +211,15 @@ class Ledger:
         cap: Budget,
         secret: Callable[[], bytes],
         receipts: Witness,
+        begin_with: int = 1,
     ) -> Reservation:
         """Charge a round to everybody it can touch, or find that it is charged already.
 
         Args:
             request: the round.
             cap: what the worst-off of its patients may have lost with it; see `lowered`.
+            begin_with: of a study that nothing is charged to yet, so many such rounds must be
+                allowed by the cap, though one is charged: those that it will ask of a patient.
             secret: gives the round's 32 bytes; called only for a new round that the cap allows.
             receipts: the site's; their head goes into the row.
 
@@ -247,7 +250,11 @@ class Ledger:
             number = book.reserved.get((asked, charge))
             if number is not None:
                 return Reservation(book.heads[number - 1], book.secrets.get(number))
-            _check_budget(book.histories(patients), charge, cap)
+            begun = any(row.charge.study == charge.study for row in book.charges)
+            histories = book.histories(patients)
+            if not begun and begin_with > 1:
+                _check_whole(histories, charge, cap, rounds=begin_with)
+            _check_budget(histories, charge, cap)
             drawn = secret()
             if len(drawn) != SECRET_BYTES:
                 raise ValueError(f"a round's secret has {SECRET_BYTES} bytes; got {len(drawn)}.")
@@ -261,6 +268,25 @@ class Ledger:
             self._append(db, book, row)
             db.execute("INSERT INTO secrets VALUES (?, ?)", (book.head.count, drawn))
             return Reservation(book.head, drawn)
+
+    def find(self, study: str, asked: Round, *, receipts: Witness) -> Reservation | None:
+        """What paid for a round of a study last; None where nothing did.
+
+        Raises:
+            LedgerDamaged, LedgerUnwritable: as `reserve` does.
+        """
+        with self._transaction() as (_, book):
+            self._check(book, receipts.ledger_head)
+            _check_receipts(book, receipts)
+            numbers = [
+                number
+                for (paid, charge), number in book.reserved.items()
+                if paid == asked and charge.study == study
+            ]
+            if not numbers:
+                return None
+            last = max(numbers)
+            return Reservation(book.heads[last - 1], book.secrets.get(last))
 
     def settle(self, reservation: Reservation) -> Head:
         """Erase a round's secret, now that its reply is on disk; a second time changes nothing.
@@ -540,18 +566,40 @@ def _check_receipts(book: Book, receipts: Witness) -> None:
 
 def _check_budget(histories: Sequence[History], charge: Charge, cap: Budget) -> None:
     """Raise OverBudget if a patient with one of these histories would be beyond the cap."""
-
-    def allowed(history: History) -> bool:
-        return lifetime_epsilon((*history, charge.mechanism), delta=cap.delta) <= cap.epsilon
-
-    if allowed(_upper(histories)) or all(map(allowed, histories)):
+    if _rounds_left(histories, charge, cap, most=1):
         return
-    unit = Unit.EXAM if charge.unit is Unit.EXAM else Unit.PATIENT
-    limit = Epsilon(value=cap.epsilon, delta=cap.delta, unit=unit, randomness=charge.randomness)
+    limit = _limit(charge, cap)
     raise OverBudget(
-        f"The round is not run: with it the worst-off {unit} would be beyond the cap, {limit}. "
-        "What is spent stays spent; `fedward privacy ledger show SITE.yaml` says on what."
+        f"The round is not run: with it the worst-off {limit.unit} would be beyond the cap, "
+        f"{limit}. What is spent stays spent; `fedward privacy ledger show SITE.yaml` says on what."
     )
+
+
+def _check_whole(histories: Sequence[History], charge: Charge, cap: Budget, *, rounds: int) -> None:
+    """Raise OverBudget if the cap doesn't allow so many rounds of a study that is to begin."""
+    left = _rounds_left(histories, charge, cap, most=rounds)
+    if left < rounds:
+        raise OverBudget(
+            f"The study is not begun: the budget lasts for {left} of {rounds} rounds, then the "
+            f"worst-off patient would be beyond the cap, {_limit(charge, cap)}. Raise "
+            "`budget.epsilon`, agree with the coordinator on fewer rounds or a lower target, or "
+            "let studies begin all the same with `policy.whole_studies: optional`."
+        )
+
+
+def _rounds_left(histories: Sequence[History], charge: Charge, cap: Budget, *, most: int) -> int:
+    """How many such rounds the cap allows each patient with one of these histories."""
+
+    def left(history: History) -> int:
+        return times_left(history, charge.mechanism, delta=cap.delta, cap=cap.epsilon, most=most)
+
+    return most if left(_upper(histories)) == most else min(map(left, histories))
+
+
+def _limit(charge: Charge, cap: Budget) -> Epsilon:
+    """The cap in the words of a charge."""
+    unit = Unit.EXAM if charge.unit is Unit.EXAM else Unit.PATIENT
+    return Epsilon(value=cap.epsilon, delta=cap.delta, unit=unit, randomness=charge.randomness)
 
 
 def _upper(histories: Sequence[History]) -> History:

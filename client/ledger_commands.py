@@ -188,6 +188,7 @@ def restore(
     receipts = Receipts(state / RECEIPTS_CHAIN, keys.receipts)
     ledger = open_ledger(state, key=keys.ledger)
     lost |= set(_known(ledger.receipts_head))
+    receipts.check_end()  # before anything is charged: it could not be written down
     # The charge first: whoever is stopped between the two is refused, and charged once more.
     head = ledger.restore(whole, lost=_known(receipts.ledger_head))
     receipts.restore(lost, ledger=head, now=now)

@@ -13,6 +13,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -56,12 +57,14 @@ from client.keys import open_keys
 from client.state import lock_state, state_folder
 from common.config import Link, SiteSettings
 from common.errors import BadInput, RefusalCode
-from common.messages import encode_refusal
+from common.health import Health, Sample, listening, memory
+from common.messages import CLOCK_HEADER, EVALUATE, QUERY, TRAIN, decode_refusal, encode_refusal
 from common.objects import CHUNK_BYTES, MOST_CHUNK_BYTES, check_object, inflate_message
 
 logger = logging.getLogger("fedward.link")
 
 _CALL_S = 60.0  # each call's deadline; the server answers a call for messages within 20 s
+_OBJECT_S = 110.0  # of a call that carries an object: it may have to wait for its turn
 _SIGNED_FOR_S = 10.0  # a signed time serves the calls of so many seconds
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _SHORT_PAUSE_S, _IDLE_PAUSE_S = (
@@ -69,6 +72,7 @@ _SHORT_PAUSE_S, _IDLE_PAUSE_S = (
     2.0,
 )  # only where a server answers at once that there is nothing
 _WARN_DAYS = 30
+_KINDS = (TRAIN, EVALUATE, QUERY)
 _UNWANTED = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)  # late, or refused
 
 CHANNEL_OPTIONS = (
@@ -101,6 +105,65 @@ class _Pauses:
         return pause * random.uniform(0.8, 1.2)
 
 
+@dataclass
+class Traffic:
+    """What has come and gone since the process began; read by another thread."""
+
+    heard_s: float | None = None  # when the server answered last, by the monotonic clock
+    bytes_down: int = 0
+    bytes_up: int = 0
+    asked: Counter[str] = field(default_factory=Counter)  # messages, by type
+    refused: Counter[str] = field(default_factory=Counter)  # answers that were refusals, by code
+    unwanted: int = 0  # replies that came too late
+
+    def health(self, *, silence_s: float) -> Health:
+        """How the site is; something is wrong after so long a silence of the server's."""
+        silent = None if self.heard_s is None else time.monotonic() - self.heard_s
+        wrong = ""
+        if silent is None:
+            wrong = "the server has not been reached yet"
+        elif silent > silence_s:
+            wrong = f"the server has not answered for {silent:.0f} s"
+        contact = (
+            ()
+            if silent is None
+            else (
+                Sample("fedward_server_silent_seconds", silent, "Since the server answered last."),
+            )
+        )
+        return Health(
+            wrong,
+            (
+                Sample("fedward_connected", not wrong, "1: the server answers."),
+                *contact,
+                *(
+                    Sample(
+                        "fedward_messages_total",
+                        count,
+                        "Messages by type.",
+                        "counter",
+                        {"type": kind},
+                    )
+                    for kind, count in sorted(dict(self.asked).items())
+                ),
+                *(
+                    Sample(
+                        "fedward_refusals_total",
+                        count,
+                        "Refusals by code.",
+                        "counter",
+                        {"code": code},
+                    )
+                    for code, count in sorted(dict(self.refused).items())
+                ),
+                Sample("fedward_late_replies_total", self.unwanted, "Unwanted.", "counter"),
+                Sample("fedward_received_bytes_total", self.bytes_down, "Asked.", "counter"),
+                Sample("fedward_sent_bytes_total", self.bytes_up, "Of replies.", "counter"),
+                *memory(),
+            ),
+        )
+
+
 class _TooLarge(Exception):
     """A message larger than the site's policy allows."""
 
@@ -108,8 +171,14 @@ class _TooLarge(Exception):
 class Connection:
     """Calls to the server, each with a deadline and signed by the node key."""
 
-    def __init__(self, channel: grpc.Channel, node_key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        node_key: ec.EllipticCurvePrivateKey,
+        traffic: Traffic | None = None,
+    ) -> None:
         self._stub: Any = FleetStub(channel)
+        self._traffic = traffic or Traffic()
         self._key = node_key
         self._public_key = node_key.public_key().public_bytes(
             Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
@@ -124,6 +193,17 @@ class Connection:
         request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=heartbeat_s)
         self._node = Node(node_id=self._call("ActivateNode", request).node_id)
         return int(self._node.node_id)
+
+    def compare_clocks(self, *, timeout_s: float) -> float | None:
+        """Ask for the node id, and by how many seconds the server's clock is ahead of this one."""
+        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=30.0)
+        before = time.time()
+        answer, call = self._stub.ActivateNode.with_call(
+            request, timeout=timeout_s, metadata=self._authentication()
+        )
+        self._node = Node(node_id=answer.node_id)
+        shown = dict(call.trailing_metadata()).get(CLOCK_HEADER)
+        return None if shown is None else float(shown) - (before + time.time()) / 2
 
     def deactivate(self) -> None:
         """Say that the site stops."""
@@ -161,8 +241,9 @@ class Connection:
             request = PullObjectRequest(
                 node=self._node, run_id=message.metadata.run_id, object_id=node.object_id
             )
-            content = self._call("PullObject", request).object_content
+            content = self._call("PullObject", request, timeout_s=_OBJECT_S).object_content
             size += len(content)
+            self._traffic.bytes_down += len(content)
             if size > most_bytes:
                 raise _TooLarge
             check_object(node.object_id, content)
@@ -187,19 +268,23 @@ class Connection:
             )
             objects = get_all_nested_objects(reply)
             for object_id in announced.objects_to_push:
+                content = objects[object_id].deflate()
                 request = PushObjectRequest(
                     node=self._node,
                     run_id=run_id,
                     session_id=announced.session_id,
                     object_id=object_id,
-                    object_content=objects[object_id].deflate(),
+                    object_content=content,
                 )
-                self._call("PushObject", request)
+                self._call("PushObject", request, timeout_s=_OBJECT_S)
+                self._traffic.bytes_up += len(content)
 
     def _call(self, name: str, request: Any, *, timeout_s: float = _CALL_S) -> Any:
-        return getattr(self._stub, name)(
+        answer = getattr(self._stub, name)(
             request, timeout=timeout_s, metadata=self._authentication()
         )
+        self._traffic.heard_s = time.monotonic()
+        return answer
 
     def _authentication(self) -> tuple[tuple[str, str | bytes], ...]:
         """Flower's node authentication: the public key, the time, its signature."""
@@ -237,29 +322,33 @@ def run_site(site: SiteSettings, app: ClientApp) -> None:
     state = state_folder(site)
     with lock_state(state):
         node_key = open_keys(state).node
-        credentials = _credentials(link, node_key)
-        worker = _Worker(site, app)
-        pauses, said = _Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
-        while True:
-            try:
-                with _connected(link, credentials, node_key) as connection:
-                    worker.node = connection.activate(heartbeat_s=link.heartbeat_s)
-                    logger.info("connected to %s", link.server)
-                    said = ""
-                    worker.serve(connection, link.heartbeat_s, on_contact=pauses.reset)
-            except grpc.RpcError as error:
-                reason = _reason(error)
-                if reason != said:  # once, however long it lasts
-                    logger.warning("%s: %s; trying again.", link.server, reason)
-                    said = reason
-            time.sleep(pauses.take())
+        credentials = channel_credentials(link, node_key)
+        traffic = Traffic()
+        worker = _Worker(site, app, traffic)
+        silence_s = _CALL_S + 2 * link.heartbeat_s
+        with listening(link.health_port, lambda: traffic.health(silence_s=silence_s)):
+            pauses, said = _Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
+            while True:
+                try:
+                    with _connected(link, credentials, node_key, traffic) as connection:
+                        worker.node = connection.activate(heartbeat_s=link.heartbeat_s)
+                        logger.info("connected to %s", link.server)
+                        said = ""
+                        worker.serve(connection, link.heartbeat_s, on_contact=pauses.reset)
+                except grpc.RpcError as error:
+                    reason = _reason(error)
+                    if reason != said:  # once, however long it lasts
+                        logger.warning("%s: %s; trying again.", link.server, reason)
+                        said = reason
+                time.sleep(pauses.take())
 
 
 class _Worker:
     """Answers messages; keeps a reply until the server has it or no longer wants it."""
 
-    def __init__(self, site: SiteSettings, app: ClientApp) -> None:
+    def __init__(self, site: SiteSettings, app: ClientApp, traffic: Traffic) -> None:
         self.node = 0
+        self._traffic = traffic
         self._app = app
         self._site = site.model_dump_json()
         self._most_bytes = site.policy.max_message_mb * 1e6
@@ -290,6 +379,7 @@ class _Worker:
                     again.reset()
                 self._last = message.metadata.message_id
                 self._reply = self._answer(connection, message, tree)
+                self._count(message.metadata.message_type)
 
     def _send(self, connection: Connection) -> None:
         if self._reply is None:
@@ -300,7 +390,14 @@ class _Worker:
             if error.code() not in _UNWANTED:
                 raise
             logger.warning("the server no longer wants a reply (%s)", error.details())
+            self._traffic.unwanted += 1
         self._reply = None
+
+    def _count(self, kind: str) -> None:
+        self._traffic.asked[kind if kind in _KINDS else "other"] += 1
+        if self._reply is not None and self._reply.has_error():
+            code = decode_refusal(self._reply.error)
+            self._traffic.refused[code.value if code else "other"] += 1
 
     def _answer(self, connection: Connection, message: Message, tree: ObjectTree) -> Message | None:
         """The app's reply; None where the message was withdrawn meanwhile.
@@ -308,8 +405,7 @@ class _Worker:
         What can't be fetched goes to the app as well, empty and with the reason, since every
         refusal gets its receipt there.
         """
-        TaskIdentity.run_id, TaskIdentity.task_id = message.metadata.run_id, 1
-        TaskIdentity.node_id = self.node
+        speak_for(self.node, run_id=message.metadata.run_id)
         config: UserConfig = {"site": self._site}
         try:
             if _least_bytes(tree) > self._most_bytes:
@@ -331,12 +427,20 @@ class _Worker:
             return Message(encode_refusal(RefusalCode.INTERNAL), reply_to=message)
 
 
+def speak_for(node: int, *, run_id: int) -> None:
+    """From now on Flower makes this process's messages in the name of this node and run."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, node
+
+
 @contextmanager
 def _connected(
-    link: Link, credentials: grpc.ChannelCredentials, node_key: ec.EllipticCurvePrivateKey
+    link: Link,
+    credentials: grpc.ChannelCredentials,
+    node_key: ec.EllipticCurvePrivateKey,
+    traffic: Traffic,
 ) -> Iterator[Connection]:
     with grpc.secure_channel(link.server, credentials, options=CHANNEL_OPTIONS) as channel:
-        connection = Connection(channel, node_key)
+        connection = Connection(channel, node_key, traffic)
         try:
             yield connection
         except KeyboardInterrupt:  # stopped: the server need not wait for our next sign of life
@@ -363,7 +467,10 @@ def _heartbeat(connection: Connection, interval_s: float) -> Iterator[None]:
         stop.set()
 
 
-def _credentials(link: Link, node_key: ec.EllipticCurvePrivateKey) -> grpc.ChannelCredentials:
+def channel_credentials(
+    link: Link, node_key: ec.EllipticCurvePrivateKey
+) -> grpc.ChannelCredentials:
+    """The files of a site's link as gRPC wants them; raises BadInput for a wrong one."""
     certificate = _file(link.certificate)
     _check_certificate(link.certificate, certificate, node_key)
     private_key = node_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -82,6 +82,21 @@ class Outbox:
             logger.error("outbox: the stored reply of round %d is damaged", key.round_number)
         return reply
 
+    def recall(self, key: Key) -> tuple[Key, Reply] | None:
+        """The reply to this very instruction, and the key under which it was given.
+
+        Where the site's data have changed since, it is still the reply: it has been paid for and
+        has left, so to send it again tells nothing and costs nothing.
+        """
+        earlier = self.earlier(key.study_sha256, key.fold)
+        fingerprint = key.data_fingerprint
+        same = [one for one in earlier if replace(one, data_fingerprint=fingerprint) == key]
+        for one in sorted(same, key=lambda one: one != key):  # of these data, if there is one
+            reply = self.find(one)
+            if reply is not None:
+                return one, reply
+        return None
+
     def store(self, key: Key, passed: Passed) -> None:
         """Keep what passed the gate; once this returns, it outlives a kill and a power failure.
 
@@ -110,10 +125,16 @@ class Outbox:
         keys = (key for key, _ in self._files(study_sha256))
         return tuple(key for key in keys if key.fold == fold)
 
-    def forget(self, study_sha256: str, fold: int) -> None:
-        """Empty the replies of a fold that has ended; that they were given is remembered."""
+    def forget(self, study_sha256: str, fold: int, *, before_round: int | None = None) -> None:
+        """Empty the replies of a fold that has ended; that they were given is remembered.
+
+        Args:
+            study_sha256, fold: whose.
+            before_round: only those of the rounds before this one.
+        """
         for key, file in self._files(study_sha256):
-            if key.fold == fold:
+            ended = before_round is None or key.round_number < before_round
+            if key.fold == fold and ended and file.stat().st_size:
                 os.truncate(file, 0)
 
     def _path(self, key: Key) -> Path:

@@ -87,17 +87,19 @@ def _on_privacy(study: Study, site: SiteSettings) -> Iterator[Objection]:
             f"policy.unit is {policy.unit} and the study's privacy.unit is {asked.unit}, which "
             "hides less.",
         )
-    if asked.target_epsilon > budget.epsilon:
+    whole = policy.whole_studies == "required"  # else the ledger ends it where the budget does
+    if whole and asked.target_epsilon > budget.epsilon:
         yield Objection(
             RefusalCode.OVER_BUDGET,
             f"budget.epsilon is {budget.epsilon:g} and the study's privacy.target_epsilon is "
             f"{asked.target_epsilon:g}.",
         )
-    if asked.lifetime_epsilon is not None and asked.target_epsilon > asked.lifetime_epsilon:
+    lifetime = asked.lifetime_epsilon
+    if whole and lifetime is not None and asked.target_epsilon > lifetime:
         yield Objection(
             RefusalCode.OVER_BUDGET,
             f"the study's privacy.target_epsilon is {asked.target_epsilon:g}, beyond its own "
-            f"privacy.lifetime_epsilon, {asked.lifetime_epsilon:g}.",
+            f"privacy.lifetime_epsilon, {lifetime:g}.",
         )
     if asked.target_delta > budget.delta:
         yield Objection(
@@ -108,7 +110,11 @@ def _on_privacy(study: Study, site: SiteSettings) -> Iterator[Objection]:
     declared = site.declared(asked.unit)
     if declared is None:
         key = "declared_images" if asked.unit == "image" else "declared_patients"
-        yield Objection(RefusalCode.INTERNAL, f"{key} is missing; privacy needs it.")
+        yield Objection(
+            RefusalCode.NOT_DECLARED,
+            f"{key} is missing, and the study's privacy.unit, {asked.unit}, needs it: add the "
+            "number, rounded, since it is public.",
+        )
         return
     try:
         check_delta(asked.target_delta, declared)
@@ -187,6 +193,17 @@ def check_weights(flat: NDArray[np.float32], layout: Layout) -> None:
     # What is not a number compares as false.
     if not (flat.min() >= -LARGEST_WEIGHT and flat.max() <= LARGEST_WEIGHT):
         raise SiteRefusal(RefusalCode.BAD_WEIGHTS)
+
+
+def rounds_to_begin_with(study: Study, site: SiteSettings) -> int:
+    """How many rounds the budget must last for before the site takes part in its first one.
+
+    All of them, though it may be asked late: else what is refused at first would be done after all
+    once fewer are left. With folds, each patient trains in all models but one.
+    """
+    if site.policy.whole_studies == "optional":
+        return 1
+    return study.training.rounds * ((study.data.folds or 2) - 1)
 
 
 def check_round(asked: Key, study: Study, *, earlier: Iterable[Key]) -> None:

@@ -114,7 +114,8 @@ def preview(
 
     def passed(reply: Reply, of: Layout | None) -> Passed:
         released, most = site.release.metrics, most_bytes(site)
-        return pass_reply(reply, layout=of, released=released, max_bytes=most)
+        wire = study.federation.wire
+        return pass_reply(reply, layout=of, released=released, max_bytes=most, wire=wire)
 
     def leaving(when: str, times: int, reply: Passed) -> Leaving:
         sealed = payload_bytes(seal(reply, _HEAD))

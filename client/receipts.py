@@ -219,6 +219,11 @@ class Receipts:
         unknown = sorted(str(head) for head in lost if not self.knows(head))
         return self._note(Restored(lost=tuple(unknown), ledger=str(ledger)), now=now)
 
+    def check_end(self) -> None:
+        """Raise ReceiptsDamaged where the chain can't go on; what a kill left is moved aside."""
+        with self._locked() as descriptor:
+            self._end(descriptor)
+
     @property
     def head(self) -> Head:
         """How far the chain has come; `EMPTY` before the first line."""

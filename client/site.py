@@ -22,6 +22,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 from flwr.app import Error, RecordDict
+from numpy.typing import NDArray
 from torch import nn
 
 from client.approval import Status, admit, seen_studies
@@ -29,6 +30,7 @@ from client.cohort import Cohort, open_cohort
 from client.gate import Passed, pass_refusal, pass_reply, pass_statement, seal
 from client.keys import RECEIPTS_CHAIN, SiteKeys, open_keys
 from client.ledger import Ledger, Request, Reservation, lowered, open_ledger
+from client.ledger_book import Round
 from client.outbox import Outbox, open_outbox
 from client.policy import (
     Key,
@@ -37,6 +39,7 @@ from client.policy import (
     check_size,
     check_weights,
     most_bytes,
+    rounds_to_begin_with,
 )
 from client.predict import predict_cohort, score
 from client.receipts import Asked, Receipts, Refused, Sent, SentArray, to_journal
@@ -73,6 +76,7 @@ from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RoundSecret
 from common.signing import Verify, read_verify_key
 from common.statement import StatedEpsilon, read_statement
+from common.wire import short
 
 logger = logging.getLogger("fedward.client")
 
@@ -92,6 +96,8 @@ class Site:
         """What leaves for a message of this kind; whatever it raises, the edge makes a code of."""
         if kind == QUERY:
             return self._state(content)
+        if kind not in (TRAIN, EVALUATE):
+            raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
         instruction = self._decoded(content, kind)
         study = instruction.study
         admit(study, self.settings, now_s=time.time())
@@ -113,24 +119,32 @@ class Site:
             weights_sha256(instruction.weights, layout),
             cohort.dataset.fingerprint,
         )
-        stored = self.outbox.find(key)
-        if stored is None:
+        recalled = self.outbox.recall(key)
+        if recalled is None:
             check_round(key, study, earlier=self.outbox.earlier(study.sha256, instruction.fold))
-        reservation = self._reserve(key, study, cohort)
-        reply = stored or self._work(key, instruction, cohort, model, reservation)
+            reservation = self._reserve(key, study, cohort)
+            reply = self._work(key, instruction, cohort, model, reservation)
+        else:
+            key, reply = recalled
+            reservation = self._reserved(key, study) or self._reserve(key, study, cohort)
         passed = pass_reply(
             reply,
             layout=layout if kind == TRAIN else None,
             released=self.settings.release.metrics,
             max_bytes=most_bytes(self.settings),
+            wire=study.federation.wire,
         )
-        if stored is None:
+        if recalled is None:
             self.outbox.store(key, passed)
         head = self.receipts.append(
             self._sent(key, passed, study, reservation), now=datetime.now(UTC)
         )
         if reservation is not None:
             self.ledger.settle(reservation)
+        if self.settings.link is None:
+            # A simulation's server shares the disk and keeps its last two checkpoints: it can't
+            # come back and ask for an earlier round, as one from yesterday's backup can.
+            self.outbox.forget(study.sha256, key.fold, before_round=key.round_number - 1)
         return seal(passed, head)
 
     def refuse(self, content: RecordDict, kind: str, code: RefusalCode) -> Error:
@@ -150,6 +164,8 @@ class Site:
         try:
             if kind == QUERY:
                 return _question(decode_question(content))
+            if kind not in (TRAIN, EVALUATE):
+                return None
             instruction = decode_instruction(content, kind=kind)
             flat = instruction.weights
             return Asked(
@@ -199,7 +215,20 @@ class Site:
             cap=lowered(self.settings.budget, study.privacy.lifetime_epsilon),
             secret=secret.reveal,
             receipts=self.receipts,
+            begin_with=rounds_to_begin_with(study, self.settings),
         )
+
+    def _reserved(self, key: Key, study: Study) -> Reservation | None:
+        """What paid for a reply that is stored, whatever data and settings have become since."""
+        if key.kind != TRAIN or not study.privacy.enabled:
+            return None
+        round_ = Round(
+            fold=key.fold,
+            round_number=key.round_number,
+            weights_sha256=key.weights_sha256,
+            data_fingerprint=key.data_fingerprint,
+        )
+        return self.ledger.find(study.sha256, round_, receipts=self.receipts)
 
     def _work(
         self,
@@ -226,12 +255,10 @@ class Site:
                 secret=secret,
                 device=device,
             )
+            leaving = _rounded(pack(model), instruction, secret)
         finally:
             secret.erase()
-        weights = pack(model)
-        if not np.isfinite(weights).all():
-            raise SiteRefusal(RefusalCode.DIVERGED)
-        return Reply(weights, metrics)
+        return Reply(leaving, metrics)
 
     def _released_metrics(
         self, module: nn.Module, cohort: Cohort, study: Study, fold: int, device: torch.device
@@ -279,7 +306,7 @@ class Site:
                     name=array.name,
                     shape=array.shape,
                     dtype=array.dtype,
-                    bytes=4 * math.prod(array.shape),
+                    bytes=np.dtype(array.dtype).itemsize * math.prod(array.shape),
                 )
                 for array in passed.arrays
             ),
@@ -353,11 +380,28 @@ class Site:
         return signed
 
     def _plan(self, study: Study) -> PrivacyPlan:
-        return privacy_plan(study, declared=self.settings.declared(study.privacy.unit))
+        """The plan of a study that was let in; none where no noise keeps what it asks for."""
+        try:
+            return privacy_plan(study, declared=self.settings.declared(study.privacy.unit))
+        except BadInput as error:
+            logger.warning("the study can't be planned: %s", error)
+            raise SiteRefusal(RefusalCode.BAD_INSTRUCTION) from None
 
     @property
     def _is_seeded(self) -> bool:
         return self.settings.randomness == "seeded-for-testing"
+
+
+def _rounded(
+    weights: NDArray[np.float32], instruction: Instruction, secret: RoundSecret
+) -> NDArray[np.float32]:
+    """The new weights or, on a short wire, what is left of their difference; noised before."""
+    wire = instruction.study.federation.wire
+    with np.errstate(over="ignore"):
+        leaving = weights if wire == "float32" else weights - instruction.weights
+    if not np.isfinite(leaving).all():
+        raise SiteRefusal(RefusalCode.DIVERGED)
+    return short(leaving, wire, secret.stream("wire"))
 
 
 def open_site(settings: SiteSettings) -> Site:

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client import ledger_commands
 from client.approval import SeenStudy, Status, seen_studies
+from client.budget import lasting
 from client.check import Checked, check
 from client.check.found import counted, keeps, printable
 from client.keys import FOLDER, RECEIPTS_CHAIN, SiteKeys, open_keys
@@ -39,7 +40,6 @@ from common.config import SiteSettings, Study, load_site, parse
 from common.data.readers import build_reader, patient_name
 from common.errors import BadInput, RunFailed, SiteRefusal
 from common.privacy.epsilon import Epsilon, Randomness, Unit
-from common.privacy.lifetime import lifetime_epsilon
 from common.signing import read_verify_key
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def check_site(
     if state is None or os.access(state, os.R_OK | os.W_OK | os.X_OK):
         keys, found = _keys(state)
         findings += [found, *_ledger(site, state, keys), *_receipts(site, state, keys)]
-    findings += _link(site)
+    findings += _link(site, keys)
     findings += _clock(state, begun, clock_s, steady_s)
     findings += _device(site)
     findings += _engine(site, study)
@@ -153,6 +153,12 @@ def _settings(site: SiteSettings) -> Iterator[Finding]:
             "settings",
             f"site {site.name} declares {counted(site.declared_patients, 'patient')}, in public, "
             f"and leaves out {counted(len(site.exclude), 'patient')} in `exclude`.",
+        )
+    if site.policy.unit == "image" and site.declared_images is None:
+        yield _mend(
+            "settings",
+            "`declared_images` is missing in site.yaml, and `policy.unit` lets studies hide single "
+            "images, which needs it: add the number of images, rounded, since it is public.",
         )
     if site.randomness != "secret":
         yield _attention(
@@ -338,7 +344,7 @@ def _keys(state: Path | None) -> tuple[SiteKeys | None, Finding]:
     return keys, _ok("keys", "all four are there, for this user alone; a backup must have them.")
 
 
-def _link(site: SiteSettings) -> Iterator[Finding]:
+def _link(site: SiteSettings, keys: SiteKeys | None) -> Iterator[Finding]:
     if site.link is None:
         yield _attention(
             "link",
@@ -353,9 +359,14 @@ def _link(site: SiteSettings) -> Iterator[Finding]:
         return
     yield _ok(
         "link",
-        f"messages come from {site.link.server} alone, each signed by the coordinator's key; "
-        "whether the server answers is not tried.",
+        f"messages come from {site.link.server} alone, each signed by the coordinator's key.",
     )
+    if keys is not None:
+        from client.link_check import look  # gRPC and Flower: slow to import
+
+        for looked in look(site.link, keys.node):
+            level = Level.MEND if looked.mend else Level.ATTENTION if looked.attention else Level.OK
+            yield Finding(level, "link", looked.sentence)
 
 
 def _clock(
@@ -586,38 +597,36 @@ def _affordable(
     planned: Epsilon,
 ) -> Iterator[Finding]:
     """Whether the budget lasts for all rounds, by the filter that the ledger has."""
-    from client.training import privacy_plan  # torch, and opacus when it is called
-
     budget = lowered(site.budget, study.privacy.lifetime_epsilon)
     try:
-        plan = privacy_plan(study, declared=site.declared(study.privacy.unit))
-        worst = () if ledger is None else ledger.spent(patients, delta=budget.delta).worst
+        lasts = lasting(study, site, ledger=ledger, patients=patients)
     except BadInput as error:
         yield _mend("study", f"it can't be planned: {error}")
         return
     except RunFailed:  # said of the ledger
         return
-    # With folds, each patient trains in all models but one.
-    rounds = study.training.rounds * ((study.data.folds or 2) - 1)
-    value = lifetime_epsilon((*worst, *plan.patient_history(rounds)), delta=budget.delta)
     after = "more than can be counted"
-    if math.isfinite(value):
-        after = str(dataclasses.replace(_cap(site), value=value, unit=_owner(plan.unit)))
-    if value <= budget.epsilon:
+    if math.isfinite(lasts.after):
+        unit = _owner(Unit(study.privacy.unit))
+        after = str(dataclasses.replace(_cap(site), value=lasts.after, unit=unit))
+    if lasts.whole:
         yield _ok(
             "study",
-            f"it costs at most {planned}. The ledger, which counts all studies of a lifetime and "
-            f"so a little more, would then be at {after}; the cap, in the same terms, is "
-            f"{budget.epsilon:g}.",
+            f"it costs at most {planned}, and the budget {lasts}. The ledger, which counts all "
+            f"studies of a lifetime and so a little more, would then be at {after}; the cap, in "
+            f"the same terms, is {budget.epsilon:g}.",
         )
-    else:
-        yield _attention(
-            "study",
-            f"the budget would end before the study does: it costs at most {planned}, but the "
-            f"ledger, which counts all studies of a lifetime, would come to {after}; the cap, in "
-            f"the same terms, is {budget.epsilon:g}, so the last rounds would be refused. Raise "
-            "`budget.epsilon`, or agree with the coordinator on fewer rounds or a lower target.",
-        )
+        return
+    refused = lasts.refused(site)
+    then = "so it is refused at its start" if refused else "so the later ones are refused"
+    allow = ", or set `policy.whole_studies: optional` to give the first rounds" * refused
+    yield (_mend if refused else _attention)(
+        "study",
+        f"the budget would end before the study does: it {lasts}, {then}. The study costs at most "
+        f"{planned}, but the ledger, which counts all studies of a lifetime, would come to "
+        f"{after}; the cap, in the same terms, is {budget.epsilon:g}. Raise `budget.epsilon`, "
+        f"agree with the coordinator on fewer rounds or a lower target{allow}.",
+    )
 
 
 def _room(n_bytes: int, state: Path | None) -> Iterator[Finding]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from common.config import SiteSettings
 from common.errors import BadInput
 
+_AT_ONCE = 2**26  # bytes
+
 
 def state_folder(site: SiteSettings) -> Path:
     """Where a site keeps what must outlive a process; made where it isn't there yet.
@@ -54,7 +56,12 @@ def write_private(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(opened, "wb") as file:
             for piece in pieces:
-                file.write(piece)
+                for start in range(0, len(piece), _AT_ONCE):
+                    file.write(piece[start : start + _AT_ONCE])
+                    if len(piece) > _AT_ONCE:  # hundreds of megabytes: the memory has other uses
+                        file.flush()
+                        os.fdatasync(file.fileno())
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from client.approval import SeenStudy, Status
+from client.budget import Lasting, lasting
+from client.keys import read_keys
+from client.ledger import FILE, Ledger
 from client.policy import Objection, objections
 from common.catalogue import CATALOGUE
 from common.config import SiteSettings, Study
-from common.errors import BadInput, RefusalCode
+from common.errors import BadInput, RefusalCode, RunFailed
 from common.privacy.epsilon import Epsilon, Randomness, Unit
 
 _MOST_CLASSES = 12  # named in the text; a study may have thousands
@@ -25,10 +28,12 @@ class Shown:
     study: Study
     planned: Epsilon | None  # None: without privacy
     patient: str | None  # unit image: what that leaves a patient with many images, in words
+    lasting: Lasting | None  # of the budget; None: nothing is charged, or nobody can tell
     weights: int | None  # values in the one array that leaves each round; None: unknown model
     release: Sequence[str]  # metrics
     counts: bool
     against: tuple[Objection, ...]
+    refuses: bool  # its first round, since the budget doesn't last until the study ends
 
     def as_json(self) -> dict[str, Any]:
         """What `fedward site status --json` lists."""
@@ -45,6 +50,7 @@ class Shown:
             "rounds": study.training.rounds,
             "folds": study.data.folds,
             "privacy": None if self.planned is None else self.planned.as_json(),
+            "budget": None if self.lasting is None else self.lasting.as_json(),
             "leaves": {
                 "weights": self.weights,
                 "bytes_each_round": None if self.weights is None else 4 * self.weights,
@@ -69,6 +75,8 @@ class Shown:
             f"  runs      {_runs(study)}",
             f"  privacy   {self._privacy()}",
         ]
+        if self.lasting is not None:
+            lines.append(f"  budget    {self.lasting}{self._at_the_start()}")
         lines.append(f"  leaves    {self._leaves()}")
         lines += [f"  forbidden {objection.sentence}" for objection in self.against]
         if seen.status is Status.WAITING and not self.against:
@@ -84,6 +92,11 @@ class Shown:
         folds = self.study.data.folds
         said = f"at most {self.planned}" + ("" if folds is None else ", over all models")
         return said if self.patient is None else f"{said}; a patient: {self.patient}"
+
+    def _at_the_start(self) -> str:
+        if self.refuses:
+            return ": it is refused at its start (policy.whole_studies is required)"
+        return "" if self.lasting is None or self.lasting.whole else ": later ones are refused"
 
     def _leaves(self) -> str:
         arrays = "the trained weights"
@@ -109,11 +122,12 @@ def show(seen: SeenStudy, site: SiteSettings) -> Shown:
     """
     study = seen.study()
     against = objections(study, site)
-    planned, weights = _target(study, site), None
+    planned, weights, lasts = _target(study, site), None, None
     if study.model.name in CATALOGUE:
         try:
             weights = _weights(study)
             planned = _over_folds(study, planned)
+            lasts = None if against or planned is None else _lasting(study, site)
         except BadInput as error:  # what no site could run
             against = (*against, Objection(RefusalCode.BAD_INSTRUCTION, str(error)))
     return Shown(
@@ -121,10 +135,12 @@ def show(seen: SeenStudy, site: SiteSettings) -> Shown:
         study=study,
         planned=planned,
         patient=_of_patient(study, planned) if study.privacy.unit == "image" else None,
+        lasting=lasts,
         weights=weights,
         release=site.release.metrics,
         counts=site.release.counts,
         against=against,
+        refuses=lasts is not None and lasts.refused(site),
     )
 
 
@@ -158,6 +174,23 @@ def _over_folds(study: Study, one: Epsilon | None) -> Epsilon | None:
 
     plan = privacy_plan(study, declared=1)  # epsilon doesn't depend on the number
     return plan.epsilon_after((folds - 1) * study.training.rounds, randomness=one.randomness)
+
+
+def _lasting(study: Study, site: SiteSettings) -> Lasting | None:
+    """How long the budget lasts for whoever has lost most; None where the ledger can't be read.
+
+    `fedward site check` says what is wrong with it then.
+    """
+    ledger = None
+    if site.state is not None and (site.state / FILE).is_file():
+        try:
+            ledger = Ledger(site.state / FILE, read_keys(site.state).ledger)
+        except BadInput:
+            return None
+    try:
+        return lasting(study, site, ledger=ledger, patients=None)
+    except RunFailed:
+        return None
 
 
 def _of_patient(study: Study, one: Epsilon | None) -> str | None:

@@ -32,6 +32,7 @@ from common.plain_yaml import dump_yaml, load_yaml, read_yaml
 T = TypeVar("T", bound=BaseModel)
 
 MAX_DELTA = 1e-5
+MIN_DELTA = 1e-12  # about what accountants can tell from 0 in double precision
 # |w|. Trained weights are below 10; under the strongest noise that a small site plans, a thousand
 # steps carry one of a million weights to some hundreds. Weights far beyond serve only whoever wants
 # rounding or overflow to depend on a patient: up to here, five layers without any normalisation
@@ -46,6 +47,9 @@ _CLASS_NAME = r"^\S(.*\S)?$"
 _SHA256 = r"^[0-9a-f]{64}$"
 _ADDRESS = r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
 _NODE_KEY = r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+( .*)?$"
+
+
+_HEALTH = "Port on 127.0.0.1 for health and numbers that Prometheus reads. Empty: none."
 
 
 class _Frozen(BaseModel):
@@ -354,6 +358,11 @@ class Privacy(_Frozen):
                 f"at most {MAX_DELTA:g}, since a delta near 1/patients allows publishing a whole "
                 f"patient; got {target_delta:g}"
             )
+        if info.data.get("enabled") and target_delta < MIN_DELTA:
+            raise ValueError(
+                f"at least {MIN_DELTA:g}, below which planning the noise takes for ever and "
+                f"promises nothing that anybody could notice; got {target_delta:g}"
+            )
         return target_delta
 
 
@@ -361,6 +370,9 @@ class StrategyConfig(_Frozen):
     """How the server combines the sites' weights."""
 
     name: Literal["fedavg"] = Field("fedavg", description="Federated averaging.")
+
+
+Wire = Literal["float32", "bfloat16", "int8"]
 
 
 class Federation(_Frozen):
@@ -375,6 +387,13 @@ class Federation(_Frozen):
     weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(
         {},
         description="Weight of a site in the average, agreed beforehand; 1 where none is given.",
+    )
+    wire: Wire = Field(
+        "float32",
+        description=(
+            "How what sites have learnt travels: bfloat16 takes half the bytes, int8 a quarter, "
+            "rounded by chance after the noise; what the server sends is always float32."
+        ),
     )
 
 
@@ -478,6 +497,7 @@ class Link(_Frozen):
     heartbeat_s: float = Field(
         30.0, ge=1, le=100, description="Seconds between signs of life while the site is at work."
     )
+    health_port: int | None = Field(None, ge=1, le=65_535, description=_HEALTH)
 
 
 class SiteSettings(_Frozen):
@@ -738,6 +758,8 @@ class Study(_Frozen):
     def canonical(self) -> str:
         """The study as the sites get it: canonical JSON without `simulation`."""
         content = self.model_dump(mode="json", exclude={"simulation"})
+        if self.federation.wire == "float32":  # studies from before there was a choice keep theirs
+            del content["federation"]["wire"]
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
@@ -804,6 +826,7 @@ class FederationFile(_Frozen):
             "several of the sites' heartbeats."
         ),
     )
+    health_port: int | None = Field(None, ge=1, le=65_535, description=_HEALTH)
     sites: dict[Annotated[str, Field(pattern=SITE_NAME)], FederatedSite] = Field(
         {}, description="The hospitals, by name."
     )

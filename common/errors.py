@@ -54,6 +54,7 @@ class RefusalCode(StrEnum):
     BAD_SIGNATURE = "bad-signature"
     RECORDS_DAMAGED = "records-damaged"
     ENGINE_UNSOUND = "engine-unsound"
+    NOT_DECLARED = "not-declared"
 
 
 # What leaves the site for each code: fixed here, so no local text can ever ride along.
@@ -78,6 +79,7 @@ REFUSAL_SENTENCES: dict[RefusalCode, str] = {
     RefusalCode.BAD_SIGNATURE: "The instruction isn't signed by the study's coordinator.",
     RefusalCode.RECORDS_DAMAGED: "The site's records need its engineer before it goes on.",
     RefusalCode.ENGINE_UNSOUND: "The site's self-check of the privacy engine failed.",
+    RefusalCode.NOT_DECLARED: "The site has not declared how many patients or images it has.",
 }
 
 

@@ -16,16 +16,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.chain import Head
-from common.config import Metric, Study, parse_json
+from common.config import Metric, Study, Wire, parse_json
 from common.errors import BadInput, RefusalCode, SiteRefusal
 from common.signing import Sign, Verify
+from common.wire import DTYPES, pack, unpack
 
 TRAIN, EVALUATE, QUERY = "train", "evaluate", "query"  # Flower's message types
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
@@ -35,6 +36,8 @@ _QUESTION = {"study_sha256", "fold", "known_head"}
 _MOST_STATEMENT_BYTES = 65_536
 _METRICS = frozenset(get_args(Metric))
 UNREACHABLE = 900  # error code by which the server's end of the link answers for a silent site
+REVOKED = 901  # the same for one that the coordinator has shut out
+CLOCK_HEADER = "fedward-time"  # seconds since the epoch, with each answer of the link's server
 _FIRST_CODE = 1000  # Flower keeps the small ones for itself
 
 
@@ -51,7 +54,10 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a site answers; `weights` is None on an evaluation."""
+    """What a site answers; `weights` is None on an evaluation.
+
+    Where the study's wire is a short one, `weights` is their difference from the incoming ones.
+    """
 
     weights: NDArray[np.float32] | None  # (size,)
     metrics: Mapping[str, float]
@@ -69,7 +75,7 @@ class Question:
 
 def encode_instruction(instruction: Instruction) -> RecordDict:
     """An instruction as Flower records."""
-    weights = _array(instruction.weights)
+    weights = _array(instruction.weights, "float32")
     settings = ConfigRecord(
         {
             "study": instruction.study.canonical(),
@@ -134,7 +140,7 @@ def decode_instruction(
     known_round = 1 <= round_number <= study.training.rounds + 1  # the last only evaluates
     if study.sha256 != settings["study_sha256"] or not (known_fold and known_round):
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
-    weights = _flat(content, "weights")
+    weights = _flat(content, "weights", "float32")
     if weights is None:
         raise SiteRefusal(RefusalCode.BAD_WEIGHTS)
     array = _record(content, "weights", ArrayRecord)
@@ -143,11 +149,11 @@ def decode_instruction(
     return Instruction(study, fold, round_number, weights, known_head)
 
 
-def encode_reply(reply: Reply) -> RecordDict:
-    """A reply as Flower records."""
+def encode_reply(reply: Reply, *, wire: Wire = "float32") -> RecordDict:
+    """A reply as Flower records; raises ValueError for values that `wire` doesn't hold exactly."""
     records = RecordDict({"metrics": MetricRecord(dict(reply.metrics))})
     if reply.weights is not None:
-        records["weights"] = _array(reply.weights)
+        records["weights"] = _array(pack(reply.weights, wire), DTYPES[wire])
     return records if reply.head is None else with_head(records, reply.head)
 
 
@@ -156,7 +162,7 @@ def with_head(reply: RecordDict, head: Head) -> RecordDict:
     return RecordDict({**reply, "receipts": ConfigRecord({"head": str(head)})})
 
 
-def decode_reply(content: RecordDict) -> Reply:
+def decode_reply(content: RecordDict, *, wire: Wire = "float32") -> Reply:
     """Flower records as a reply; raises ValueError with the reason when they are none."""
     record = _record(content, "metrics", MetricRecord)
     if record is None or not set(content) <= {"weights", "metrics", "receipts"}:
@@ -166,9 +172,12 @@ def decode_reply(content: RecordDict) -> Reply:
         raise ValueError("the reply's metrics must be single finite floats")
     if not metrics.keys() <= _METRICS:
         raise ValueError(f"the reply's metrics must be among {', '.join(sorted(_METRICS))}")
-    weights = _flat(content, "weights") if "weights" in content else None
-    if "weights" in content and weights is None:
-        raise ValueError("the reply's weights must be one flat float32 array")
+    if "weights" not in content:
+        return Reply(None, metrics, _head(content))
+    packed = _flat(content, "weights", DTYPES[wire])
+    weights = None if packed is None else unpack(packed, wire)
+    if weights is None:
+        raise ValueError(f"the reply's weights must be one flat {DTYPES[wire]} array")
     return Reply(weights, metrics, _head(content))
 
 
@@ -263,11 +272,11 @@ def _record(content: RecordDict, name: str, kind: type[R]) -> R | None:
     return record if isinstance(record, kind) else None
 
 
-def _array(flat: NDArray[np.float32]) -> ArrayRecord:
+def _array(flat: NDArray[Any], dtype: str) -> ArrayRecord:
     """One array, as numpy writes it; written here, since numpy would hold it three times."""
-    values = np.ascontiguousarray(flat, dtype="<f4")
-    data = b"".join((_header(values.size), values.data))
-    return ArrayRecord({"packed": Array("float32", (values.size,), "numpy.ndarray", data)})
+    values = np.ascontiguousarray(flat, dtype=np.dtype(dtype).newbyteorder("<"))
+    data = b"".join((_header(values.size, dtype), values.data))
+    return ArrayRecord({"packed": Array(dtype, (values.size,), "numpy.ndarray", data)})
 
 
 def _digest(record: ArrayRecord) -> str:
@@ -299,8 +308,8 @@ def _signed_text(content: RecordDict, *, kind: str, site: str) -> bytes:
     return json.dumps(said, sort_keys=True, separators=(",", ":"), default=repr).encode()
 
 
-def _flat(content: RecordDict, name: str) -> NDArray[np.float32] | None:
-    """The one flat float32 array (size,) of a record, or None when it is anything else.
+def _flat(content: RecordDict, name: str, dtype: str) -> NDArray[Any] | None:
+    """The one flat array (size,) of a record, or None when it is anything else.
 
     The bytes must be what numpy writes for an array of their length, so no parser ever meets a
     header that somebody else composed.
@@ -308,18 +317,19 @@ def _flat(content: RecordDict, name: str) -> NDArray[np.float32] | None:
     record = _record(content, name, ArrayRecord)
     if record is None or list(record) != ["packed"] or record["packed"].stype != "numpy.ndarray":
         return None
-    data = record["packed"].data
-    size = (len(data) - len(_header(0))) // 4
-    header = _header(max(size, 0))
-    if not data.startswith(header) or len(data) != len(header) + 4 * size:
+    data, width = record["packed"].data, np.dtype(dtype).itemsize
+    size = (len(data) - len(_header(0, dtype))) // width
+    header = _header(max(size, 0), dtype)
+    if not data.startswith(header) or len(data) != len(header) + width * size:
         return None
-    return np.frombuffer(data, dtype="<f4", offset=len(header))
+    return np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<"), offset=len(header))
 
 
-def _header(size: int) -> bytes:
-    """What numpy writes before the values of a float32 array (size,)."""
+def _header(size: int, dtype: str) -> bytes:
+    """What numpy writes before the values of an array (size,)."""
     buffer = io.BytesIO()
-    described = {"descr": "<f4", "fortran_order": False, "shape": (size,)}
+    descr = np.dtype(dtype).newbyteorder("<").str
+    described = {"descr": descr, "fortran_order": False, "shape": (size,)}
     np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
 

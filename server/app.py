@@ -22,7 +22,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run one leg of a study on `grid`.
 
     The run's configuration holds `study` (canonical JSON), `fold`, `sites` (JSON: node id to
-    name) and `out` (the leg's folder).
+    name), `out` (the leg's folder) and, where sites are registered, their `receipts_keys` (JSON:
+    name to key).
     """
     settle()
     config = context.run_config
@@ -34,5 +35,6 @@ def main(grid: Grid, context: Context) -> None:
         sites={int(node): name for node, name in json.loads(str(config["sites"])).items()},
         layout=trained_layout(model),
         out=Path(str(config["out"])),
+        receipts_keys=json.loads(str(config.get("receipts_keys", "{}"))),
     )
     run_rounds(grid, federation, pack(model))

@@ -81,13 +81,22 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def truncate_history(path: Path, *, after_round: int) -> None:
     """Forget what a killed run wrote of rounds that will be run again."""
-    kept = [
-        line
-        for line in read_history(path)
-        if line["round"] <= after_round and not line.get("closing")
-    ]
+    _write_history(path, [line for line in read_history(path) if line["round"] <= after_round])
+
+
+def closing_line(path: Path) -> dict[str, Any] | None:
+    """The line of the closing evaluation, where that was done."""
+    return next((line for line in read_history(path) if line.get("closing")), None)
+
+
+def end_history(path: Path, line: dict[str, Any]) -> None:
+    """Put the last line, now whole, in place of the closing evaluation's."""
+    _write_history(path, [one for one in read_history(path) if not one.get("closing")] + [line])
+
+
+def _write_history(path: Path, lines: list[dict[str, Any]]) -> None:
     if path.exists():
-        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept)
+        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         write_atomically(path, text.encode())
 
 

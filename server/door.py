@@ -40,7 +40,7 @@ from common.errors import BadInput
 logger = logging.getLogger("fedward.link")
 CLOCK_S = 300.0  # how far a site's clock may be off
 CALLS_AT_ONCE = 8  # of one site: one waits, one sends or fetches, one is a sign of life
-LARGE_AT_ONCE = 8  # objects on their way, of all sites: each takes several times 5 MiB
+LARGE_AT_ONCE = 4  # objects on their way, of all sites: each takes several times 5 MiB
 MOST_CALLS = 512  # at once after a pause; then so many a second
 _LOOK_AGAIN_S = 1.0
 

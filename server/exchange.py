@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
@@ -12,10 +12,11 @@ from flwr.serverapp import Grid
 
 from common.config import Study
 from common.errors import SiteRefusal
-from common.messages import UNREACHABLE, decode_refusal
+from common.messages import REVOKED, UNREACHABLE, decode_refusal
 from common.models import Layout
 
 _POLL_S = 0.02
+_ABSENT = {UNREACHABLE: "not reachable", REVOKED: "revoked by the coordinator"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Federation:
     sites: Mapping[int, str]
     layout: Layout
     out: Path
+    receipts_keys: Mapping[str, str] = field(default_factory=dict)  # registered ones, hexadecimal
 
 
 def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[tuple[Message, int]]:
@@ -50,7 +52,7 @@ def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[t
 
 def refusal_of(reply: Message) -> str:
     """Why a site, or the link for it, gave an error instead of an answer."""
-    if reply.error.code == UNREACHABLE:
-        return "not reachable"
+    if reply.error.code in _ABSENT:
+        return _ABSENT[reply.error.code]
     code = decode_refusal(reply.error)
     return f"{code.value}: {SiteRefusal(code)}" if code else "the site's process failed"

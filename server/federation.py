@@ -88,8 +88,8 @@ class Provisioned:
             f"  authority         {self.authority}\n"
             f"  coordinator's key {self.coordinator}\n"
             "and have them read you the fingerprint of their enrolment before you sign it.\n"
-            f"Who has {AUTHORITY_KEY} can pose as any of them: keep it off the server, where only "
-            "you can reach it."
+            f"Who has {AUTHORITY_KEY} can pose as your server: keep it elsewhere, where only you "
+            "can reach it."
         )
 
 
@@ -271,8 +271,8 @@ def _may_have(federation: FederationFile, enrolment: Enrolment, file: Path) -> N
                 )
         elif same and site.revoked:
             raise BadInput(
-                f"{file.name}: this key of {name} was revoked; have the site set state/keys aside "
-                "and make new ones by fedward site init."
+                f"{file.name}: this key of {name} was revoked; have the site make a new node key "
+                "(A site's key is lost, in deploy/RUNBOOK.md) and enrol with that."
             )
         elif site.node_key is not None and not same and not site.revoked:
             raise BadInput(

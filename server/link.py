@@ -6,6 +6,9 @@ that is killed misses the round; and it answers in a site's name after a minute 
 every call comes through the door (`server/door.py`) and reaches the caller's own box alone
 (`server/mailbox.py`): there is no way to name another site. Asking for messages waits until there
 is one, so nobody has to poll.
+
+Each call is taken as a stream of one request: so the caller is known before anything of it is read,
+and one that never sends its request holds nobody's place but its own.
 """
 
 # ruff: noqa: N802 # the protocol's own names
@@ -15,6 +18,7 @@ import ctypes
 import datetime
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +38,7 @@ from flwr.common.constant import (
     TIMESTAMP_HEADER,
 )
 from flwr.common.serde import message_to_proto
+from flwr.proto import fleet_pb2
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
@@ -44,7 +49,6 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
     PushMessagesResponse,
 )
-from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -66,11 +70,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import BadInput, RunFailed
-from common.messages import UNREACHABLE, payload_bytes, signed
+from common.health import Health, Sample, memory
+from common.messages import CLOCK_HEADER, REVOKED, TRAIN, UNREACHABLE, payload_bytes, signed
 from common.objects import MOST_CHUNK_BYTES, inflate_message
 from common.signing import Sign, read_signing_key
 from server.door import CALLS_AT_ONCE, Credentials, Door, Refused, Register, named, node_id
-from server.mailbox import Mailboxes, Posted, Upload
+from server.mailbox import Mailboxes, Posted, Upload, most_objects
 
 logger = logging.getLogger("fedward.link")
 
@@ -78,11 +83,14 @@ RUN_ID = 1  # nothing is keyed on Flower's runs
 HOLD_S = 20.0  # how long a site's call for messages may wait; sites allow for more
 _TAKE_S = 0.25  # how long the Grid waits for a reply before the rounds look at their deadline
 _REPLY_EXTRA_BYTES = 2**18  # a reply may be as large as what was asked, and its metrics and heads
-_M_MMAP_THRESHOLD = -3  # mallopt(3)
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3)
+_MUCH_BYTES = 2**22  # of a reply, after which memory is worth tidying
 _MOST_DEPTH = 8  # message, records, record, array, chunk
 _SAY_MISSING_S = 60.0
 _STOP_S = 10.0  # gRPC's own end, past its grace
+_MOST_CALL_S = 120.0  # the longest deadline of a call: so long it may hold its site's places
 
+_LARGE = ("PullObject", "PushObject")  # calls that carry an object
 _NOT_ITS_OWN = "a message that is none of its own, or no longer"
 _REFUSED = {
     "unknown": grpc.StatusCode.UNAUTHENTICATED,
@@ -105,15 +113,22 @@ class _Bad(Exception):
 
 def _guarded(
     do: Callable[[Fleet, str, Request], Response],
-) -> Callable[[Fleet, Request, grpc.ServicerContext], Response]:
+) -> Callable[[Fleet, Iterator[Request], grpc.ServicerContext], Response]:
     """A method of the protocol that is done for the site that calls, and for nobody else."""
 
     @functools.wraps(do)
-    def method(self: Fleet, request: Request, context: grpc.ServicerContext) -> Response:
+    def method(self: Fleet, requests: Iterator[Request], context: grpc.ServicerContext) -> Response:
         credentials = _credentials(context)
+        context.set_trailing_metadata(((CLOCK_HEADER, f"{time.time():.3f}"),))
         try:
-            site = self.door.admit(credentials, node=_node(request))
+            site = self.door.admit(credentials)
             with self.door.one_of_few(site):
+                if do.__name__ in _LARGE:
+                    give_back = self.door.one_large(site, timeout_s=_left_s(context))
+                    if not context.add_callback(give_back):  # the caller is gone
+                        give_back()
+                request = _only(requests)
+                self.door.check_node(site, _node(request))
                 if self.boxes.hear(site):
                     logger.info("site %s is here", site)
                 return do(self, site, request)
@@ -121,7 +136,9 @@ def _guarded(
             self.door.note(named(credentials.certificate), refused.counted)
             code, reason = _REFUSED[refused.why], refused.reason
         except _Bad as bad:
-            if not bad.late:
+            if bad.late:
+                self.door.note_late(site)
+            else:
                 self.door.note(site, bad.reason)
             code = grpc.StatusCode.NOT_FOUND if bad.late else grpc.StatusCode.INVALID_ARGUMENT
             reason = bad.reason
@@ -136,7 +153,7 @@ def _guarded(
     return method
 
 
-class Fleet(FleetServicer):
+class Fleet:
     """Flower's Fleet protocol over the boxes."""
 
     def __init__(self, door: Door, boxes: Mailboxes) -> None:
@@ -151,6 +168,7 @@ class Fleet(FleetServicer):
     @_guarded
     def DeactivateNode(self, site: str, request: DeactivateNodeRequest) -> DeactivateNodeResponse:
         """A site says that it stops; what it was asked waits for its return."""
+        self.boxes.leave(site)
         logger.info("site %s has left", site)
         return DeactivateNodeResponse()
 
@@ -178,7 +196,9 @@ class Fleet(FleetServicer):
         try:
             content = self.boxes.posted(site).read(request.object_id)
         except KeyError:
-            raise _Bad("an object of no message of its own", late=self._idle(site)) from None
+            late = self.boxes.is_past(site, request.object_id)
+            raise _Bad("an object of no message of its own", late=late) from None
+        self.boxes.count_down(len(content))
         return PullObjectResponse(object_found=True, object_available=True, object_content=content)
 
     @_guarded
@@ -189,7 +209,8 @@ class Fleet(FleetServicer):
         try:
             self.boxes.posted(site, request.message_object_id)
         except KeyError:
-            raise _Bad(_NOT_ITS_OWN, late=self._idle(site)) from None
+            late = self.boxes.is_past(site, request.message_object_id)
+            raise _Bad(_NOT_ITS_OWN, late=late) from None
         return ConfirmMessageReceivedResponse()
 
     @_guarded
@@ -203,12 +224,14 @@ class Fleet(FleetServicer):
             raise _Bad("a message that is no reply")
         if metadata.src_node_id != node_id(site) or metadata.dst_node_id != SUPERLINK_NODE_ID:
             raise _Bad("a reply in another's name, or to another")
+        asked = metadata.reply_to_message_id
         try:
+            most = most_objects(self.boxes.posted(site, asked).most_reply_bytes)
             missing = self.boxes.begin_reply(
-                site, metadata.reply_to_message_id, tree.object_id, _flat(tree)
+                site, asked, tree.object_id, _flat(tree, most_objects=most)
             )
         except KeyError:
-            raise _Bad(_NOT_ITS_OWN, late=self._idle(site)) from None
+            raise _Bad(_NOT_ITS_OWN, late=self.boxes.is_past(site, asked)) from None
         except ValueError as error:
             raise _Bad(str(error)) from None
         return PushMessagesResponse(
@@ -221,7 +244,8 @@ class Fleet(FleetServicer):
         try:
             self.boxes.add(site, request.object_id, request.object_content)
         except KeyError:
-            raise _Bad("an object of no reply of its own", late=self._idle(site)) from None
+            late = self.boxes.is_past(site, request.session_id)
+            raise _Bad("an object of no reply of its own", late=late) from None
         except ValueError as error:
             raise _Bad(str(error)) from None
         return PushObjectResponse(stored=True)
@@ -236,14 +260,6 @@ class Fleet(FleetServicer):
     GetRun: Any = _refuse
     GetFab: Any = _refuse
 
-    def _idle(self, site: str) -> bool:
-        """Whether nothing is asked of the site: then its call may just be late."""
-        try:
-            self.boxes.posted(site)
-        except KeyError:
-            return True
-        return False
-
 
 class LinkGrid(Grid):
     """A Grid whose nodes are the enrolled sites, wherever they are."""
@@ -254,11 +270,17 @@ class LinkGrid(Grid):
         self._sign = sign
         self._run = Run.create_empty(RUN_ID)
         self._asked: dict[str, Message] = {}  # by site, without content
+        self._names: dict[int, str] = {}  # of every site that was ever in, by node id
+        self._round = 0
+        self._may_ask = threading.Event()
+        self._may_ask.set()
 
     @property
     def sites(self) -> dict[int, str]:
         """The sites that are in, by node id."""
-        return {node_id(site): site for site in sorted(self._door.register.sites())}
+        found = {node_id(site): site for site in sorted(self._door.register.sites())}
+        self._names |= found
+        return found
 
     def set_run(self, run: Run) -> None:
         """Set the run, as Flower's processes do."""
@@ -285,12 +307,19 @@ class LinkGrid(Grid):
         return [node for node, site in self.sites.items() if self._reachable(site)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Sign messages and put them into their sites' boxes; returns their ids."""
+        """Sign messages and put them into their sites' boxes; returns their ids.
+
+        Waits while paused: what was asked before is still answered meanwhile.
+        """
+        while not self._may_ask.wait(1.0):
+            pass
         ids = []
         with no_object_id_recompute():  # arrays are shared: hashed once for all sites
             for message in messages:
-                site = self._site(message.metadata.dst_node_id)
+                site = self._site(message.metadata.dst_node_id)  # revoked: nobody can fetch it
                 kind = message.metadata.message_type
+                if kind == TRAIN and message.metadata.group_id.isdecimal():
+                    self._round = int(message.metadata.group_id)
                 message.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
                 message.content = signed(message.content, self._sign, kind=kind, site=site)
                 posted = _posted(message)
@@ -305,6 +334,8 @@ class LinkGrid(Grid):
         taken = self._boxes.take(ids, timeout_s=_TAKE_S)
         if taken is not None:
             site, posted, upload = taken
+            if upload.size > _MUCH_BYTES:
+                _trim_memory()
             try:
                 return [self._reply(site, posted, upload)]
             finally:
@@ -312,7 +343,7 @@ class LinkGrid(Grid):
         for site, asked in self._asked.items():
             if asked.metadata.message_id in ids and not self._reachable(site):
                 self._boxes.withdraw(site)
-                return [_unreachable(asked)]
+                return [self._absent(site, asked)]
         return []
 
     def send_and_receive(
@@ -335,7 +366,7 @@ class LinkGrid(Grid):
             RunFailed: too few have, in all that time; says who is missing.
         """
         end, say = time.monotonic() + timeout_s, 0.0
-        while len(here := set(self._boxes.seen()) & set(self.sites.values())) < minimum:
+        while len(here := set(self._boxes.here()) & set(self.sites.values())) < minimum:
             missing = ", ".join(sorted(set(self.sites.values()) - here))
             if time.monotonic() > end:
                 raise RunFailed(
@@ -348,6 +379,73 @@ class LinkGrid(Grid):
                 say = time.monotonic() + _SAY_MISSING_S
             time.sleep(0.1)
 
+    def pause(self) -> None:
+        """Ask nothing more of the sites until told to go on; they stay connected."""
+        self._may_ask.clear()
+        logger.warning("paused: nothing is asked of the sites until SIGUSR2")
+
+    def go_on(self) -> None:
+        """End a pause."""
+        self._may_ask.set()
+        logger.warning("going on")
+
+    def health(self) -> Health:
+        """How the link is: who is here, what has come and gone."""
+        here, boxes, door = set(self._boxes.here()), self._boxes, self._door
+        sites = sorted(self.sites.values())
+        return Health(
+            wrong="" if self._may_ask.is_set() else "paused until SIGUSR2",
+            samples=(
+                Sample("fedward_round", self._round, "The round that was asked for last."),
+                Sample("fedward_paused", not self._may_ask.is_set(), "1 while paused."),
+                Sample("fedward_waiting_sites", boxes.waiting(), "Sites that are to answer."),
+                *(
+                    Sample(
+                        "fedward_site_here",
+                        site in here,
+                        "1: has called and not left.",
+                        labels={"site": site},
+                    )
+                    for site in sites
+                ),
+                *(
+                    Sample(
+                        "fedward_site_silent_seconds",
+                        boxes.silent_s(site),
+                        "Since a site called last, or the server began.",
+                        labels={"site": site},
+                    )
+                    for site in sites
+                ),
+                *(
+                    Sample(
+                        "fedward_refused_calls_total",
+                        count,
+                        "Calls that were refused.",
+                        "counter",
+                        {"site": site, "reason": reason},
+                    )
+                    for (site, reason), count in sorted(self.refused().items())
+                ),
+                *(
+                    Sample(
+                        "fedward_late_calls_total",
+                        count,
+                        "Calls about what was withdrawn meanwhile.",
+                        "counter",
+                        {"site": site},
+                    )
+                    for site, count in sorted(dict(door.late).items())
+                ),
+                Sample("fedward_replies_total", boxes.replies, "Whole replies.", "counter"),
+                Sample("fedward_received_bytes_total", boxes.bytes_up, "Of replies.", "counter"),
+                Sample(
+                    "fedward_sent_bytes_total", boxes.bytes_down, "Of what was asked.", "counter"
+                ),
+                *memory(),
+            ),
+        )
+
     def refused(self) -> Mapping[tuple[str, str], int]:
         """How many calls were refused so far, by site and reason."""
         return dict(self._door.refused)
@@ -356,7 +454,7 @@ class LinkGrid(Grid):
         """What came back, in an envelope of our own: nothing of the site's is taken from it."""
         asked = self._asked[site]
         if not self._reachable(site):  # revoked since
-            return _unreachable(asked)
+            return self._absent(site, asked)
         try:
             reply = inflate_message(
                 upload.reply_id, upload.read, most_bytes=posted.most_reply_bytes
@@ -372,11 +470,14 @@ class LinkGrid(Grid):
         most_s = self._door.register.federation.offline_after_s
         return site in self._door.register.sites() and self._boxes.silent_s(site) <= most_s
 
+    def _absent(self, site: str, asked: Message) -> Message:
+        """What is answered in place of a site that can't answer."""
+        if site in self._door.register.sites():
+            return Message(Error(UNREACHABLE, "not reachable"), reply_to=asked)
+        return Message(Error(REVOKED, "revoked"), reply_to=asked)
+
     def _site(self, node: int) -> str:
-        found = self.sites.get(node)
-        if found is None:  # revoked since the rounds began: nothing is sent, nobody answers
-            raise RunFailed("a site was revoked while the study ran; start the same command again.")
-        return found
+        return self.sites.get(node) or self._names[node]
 
 
 @contextmanager
@@ -402,7 +503,6 @@ def open_link(federation_file: Path, *, folder: Path) -> Iterator[LinkGrid]:
     )
     TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, 1
     TaskIdentity.node_id = SUPERLINK_NODE_ID
-    folder.mkdir(parents=True, exist_ok=True)
     boxes, door = Mailboxes(folder), Door(register)
     calls = CALLS_AT_ONCE * len(federation.sites) + 8
     server = grpc.server(
@@ -410,7 +510,7 @@ def open_link(federation_file: Path, *, folder: Path) -> Iterator[LinkGrid]:
         options=_options(),
         maximum_concurrent_rpcs=calls,
     )
-    add_FleetServicer_to_server(Fleet(door, boxes), server)
+    server.add_generic_rpc_handlers((_handler(Fleet(door, boxes)),))
     try:
         server.add_secure_port(federation.listen, credentials)
     except RuntimeError:
@@ -418,6 +518,7 @@ def open_link(federation_file: Path, *, folder: Path) -> Iterator[LinkGrid]:
             f"federation.yaml: `listen` {federation.listen} can't be used; is another server "
             "running there? Stop it, or change the port."
         ) from None
+    folder.mkdir(parents=True, exist_ok=True)
     server.start()
     logger.info("listening on %s for %d sites", federation.listen, len(register.sites()))
     try:
@@ -452,7 +553,15 @@ def _file(path: Path) -> bytes:
 def _give_memory_back() -> None:
     """Let freed chunks go back to the system at once, which glibc would keep, a few a thread."""
     with suppress(OSError, AttributeError):  # another C library keeps what it likes
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 2**20)
+        library.mallopt(_M_ARENA_MAX, 2)  # else a heap a thread, each as full as it ever was
+
+
+def _trim_memory() -> None:
+    """Give back what is free in between: TLS leaves a model's bytes in thousands of pieces."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _options() -> list[tuple[str, int]]:
@@ -462,6 +571,10 @@ def _options() -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", largest),
         ("grpc.max_send_message_length", largest),
         ("grpc.max_concurrent_streams", CALLS_AT_ONCE),  # on one connection
+        # What a call that has to wait for its turn may send ahead; without, many sites' calls would
+        # each have a whole object in memory.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 2**18),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -486,15 +599,45 @@ def _posted(message: Message) -> Posted:
     )
 
 
-def _unreachable(asked: Message) -> Message:
-    return Message(Error(UNREACHABLE, "not reachable"), reply_to=asked)
+def _handler(fleet: Fleet) -> grpc.GenericRpcHandler:
+    """The protocol's methods by their names, each for a stream that brings its one request."""
+    service = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"]
+    methods = {
+        method.name: grpc.stream_unary_rpc_method_handler(
+            getattr(fleet, method.name),
+            request_deserializer=method.input_type._concrete_class.FromString,
+            response_serializer=method.output_type._concrete_class.SerializeToString,
+        )
+        for method in service.methods
+    }
+    return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
-def _flat(tree: ObjectTree) -> dict[str, tuple[str, ...]]:
-    """Each object's children; raises _Bad for a tree that no message has."""
+def _only(requests: Iterator[Request]) -> Request:
+    """The request of a call, once it is there."""
+    try:
+        return next(requests)
+    except (StopIteration, grpc.RpcError):
+        raise _Bad("a call without a request", late=True) from None
+
+
+def _left_s(context: grpc.ServicerContext) -> float:
+    """Seconds until a call's deadline, which its caller sets; raises Refused where it is far."""
+    left: float | None = context.time_remaining()
+    if left is None or left > _MOST_CALL_S:
+        raise Refused(f"the call's deadline is not within {_MOST_CALL_S:g} s")
+    return left
+
+
+def _flat(tree: ObjectTree, *, most_objects: int) -> dict[str, tuple[str, ...]]:
+    """Each object's children; raises _Bad for a tree that no message has, before it is read."""
     found: dict[str, tuple[str, ...]] = {}
+    left = [most_objects]  # an array may have the same chunk again: once in the tree all the same
 
     def add(node: ObjectTree, depth: int) -> None:
+        left[0] -= 1
+        if len(node.children) > left[0] or left[0] < 0:
+            raise _Bad("a reply of more objects than it may have")
         children = tuple(child.object_id for child in node.children)
         if depth > _MOST_DEPTH or found.setdefault(node.object_id, children) != children:
             raise _Bad("a reply whose objects make no message")

@@ -3,6 +3,8 @@
 An instruction stays until it is answered, replaced or withdrawn. So a site that was killed, or did
 not get the server's answer, simply asks again and gets the same. A reply comes in as objects of
 known names; they wait in a file that vanishes with it, and the reply is there when all of them are.
+What was withdrawn or taken is remembered by its names for a while, to tell who is late from who
+attacks.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any, Protocol
 from common.objects import MOST_CHUNK_BYTES, check_object
 
 _OTHER_OBJECTS = 32  # in a reply, besides its chunks
+_REMEMBERED = 4  # messages of a site that is late
 
 
 class Deflates(Protocol):
@@ -44,6 +48,11 @@ class Posted:
         return found if isinstance(found, bytes) else found.deflate()
 
 
+def most_objects(most_bytes: int) -> int:
+    """How many objects a reply of at most so many bytes can have."""
+    return most_bytes // MOST_CHUNK_BYTES + _OTHER_OBJECTS
+
+
 class Upload:
     """A reply as it comes in."""
 
@@ -55,7 +64,7 @@ class Upload:
         Raises:
             ValueError: there are more of them than such a reply can have.
         """
-        if len(tree) > most_bytes // MOST_CHUNK_BYTES + _OTHER_OBJECTS:
+        if len(tree) > most_objects(most_bytes):
             raise ValueError("a reply of more objects than it may have")
         self.reply_id = reply_id
         self._tree = tree
@@ -64,6 +73,11 @@ class Upload:
         self._size = 0
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 # open as long as this is
         self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """Bytes that have come."""
+        return self._size
 
     @property
     def missing(self) -> list[str]:
@@ -106,7 +120,8 @@ class _Box:
     posted: Posted | None = None
     upload: Upload | None = None
     pulls: int = 0  # asked so far; of two that wait, the younger is answered
-    seen: bool = False  # heard at all since the server began
+    here: bool = False  # has called since the server began, and not said that it leaves
+    past: deque[frozenset[str]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     @property
     def waits(self) -> Posted | None:
@@ -124,6 +139,9 @@ class Mailboxes:
     _news: threading.Condition = field(default_factory=threading.Condition)
     _began_s: float = field(default_factory=time.monotonic)
     _closed: bool = False
+    bytes_up: int = 0  # of replies that came whole
+    replies: int = 0
+    bytes_down: int = 0
 
     def post(self, site: str, posted: Posted) -> None:
         """Put an instruction into a site's box; what was in it is withdrawn."""
@@ -156,6 +174,11 @@ class Mailboxes:
         if posted is None or message_id not in (None, posted.message_id):
             raise KeyError(site)
         return posted
+
+    def count_down(self, n_bytes: int) -> None:
+        """So many bytes go to a site."""
+        with self._news:
+            self.bytes_down += n_bytes
 
     def begin_reply(
         self, site: str, message_id: str, reply_id: str, tree: Mapping[str, tuple[str, ...]]
@@ -211,22 +234,42 @@ class Mailboxes:
             posted, upload = box.posted, box.upload
             assert posted is not None
             assert upload is not None
+            self._remember(box)
             box.posted = box.upload = None
+            self.replies += 1
+            self.bytes_up += upload.size
             return site, posted, upload
 
-    def hear(self, site: str) -> bool:
-        """A site has called; returns whether it had not before."""
+    def is_past(self, site: str, name: str) -> bool:
+        """Whether a message, reply or object of this name was the site's, and no longer is.
+
+        Also where it has not asked this server for anything: then it means an earlier one's.
+        """
         box = self._box(site)
-        first, box.seen, box.heard_s = not box.seen, True, time.monotonic()
+        with self._news:
+            return not box.pulls or box.posted is None or any(name in names for names in box.past)
+
+    def hear(self, site: str) -> bool:
+        """A site has called; returns whether it is new, or had left."""
+        box = self._box(site)
+        first, box.here, box.heard_s = not box.here, True, time.monotonic()
         return first
+
+    def leave(self, site: str) -> None:
+        """A site says that it stops; what it was asked waits for its return."""
+        self._box(site).here = False
 
     def silent_s(self, site: str) -> float:
         """Seconds since a site called last, or since the server began."""
         return time.monotonic() - self._box(site).heard_s
 
-    def seen(self) -> tuple[str, ...]:
-        """The sites that have called since the server began, by name."""
-        return tuple(sorted(site for site, box in self._boxes.items() if box.seen))
+    def here(self) -> tuple[str, ...]:
+        """The sites that have called since the server began and haven't left, by name."""
+        return tuple(sorted(site for site, box in list(self._boxes.items()) if box.here))
+
+    def waiting(self) -> int:
+        """How many sites have an instruction that isn't answered."""
+        return sum(box.waits is not None for box in list(self._boxes.values()))
 
     def close(self) -> None:
         """Let every call that waits go, and forget what is in the boxes."""
@@ -248,7 +291,16 @@ class Mailboxes:
             and not box.upload.missing
         )
 
+    def _remember(self, box: _Box) -> None:
+        """Keep the names of what the site was asked, and of what it answered."""
+        names = {box.upload.reply_id} if box.upload is not None else set()
+        if box.posted is not None:
+            names |= {box.posted.message_id, *box.posted.objects}
+        if names:
+            box.past.append(frozenset(names))
+
     def _empty(self, box: _Box) -> None:
+        self._remember(box)
         box.posted = None
         self._drop_upload(box)
 

@@ -29,11 +29,13 @@ from common.messages import (
     payload_bytes,
     with_known_head,
 )
-from common.models import Layout, weights_sha256
+from common.models import weights_sha256
 from server.aggregation import Spool, problem
 from server.checkpoint import (
     Checkpoint,
     append_history,
+    closing_line,
+    end_history,
     last_checkpoint,
     read_history,
     truncate_history,
@@ -84,12 +86,26 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
         append_history(history, line)
         write_checkpoint(folder, state, study_sha256=study.sha256)
         _report(federation, outcome, round_number, len(joined))
-    closing = _collect(grid, federation, state.weights, study.training.rounds + 1, None, heads)
-    known = {site: _head(heads | closing.heads, site) for site in federation.sites.values()}
-    missing = collect_statements(grid, federation, known)
-    line = _line(federation, state, closing) | {"closing": True, "without_statement": missing}
-    append_history(history, line)
+    _close(grid, federation, state, heads)
     return state
+
+
+def _close(grid: Grid, federation: Federation, state: Checkpoint, heads: Mapping[str, str]) -> None:
+    """The last weights' evaluation, then the statements; what an earlier run had stays.
+
+    A site that has stated forgets its replies: it could not be asked again for its evaluation.
+    """
+    history = federation.out / "history.jsonl"
+    line = closing_line(history)
+    if line is None:
+        last = federation.study.training.rounds + 1
+        outcome = _collect(grid, federation, state.weights, last, None, heads)
+        line = _line(federation, state, outcome) | {"closing": True}
+        append_history(history, line)
+    if "without_statement" not in line:
+        known = {site: _head(heads | line["heads"], site) for site in federation.sites.values()}
+        missing = collect_statements(grid, federation, known)
+        end_history(history, line | {"without_statement": missing})
 
 
 def _collect(
@@ -116,7 +132,7 @@ def _collect(
     for reply, node in replies(grid, messages, study.federation.round_timeout_s):
         site = federation.sites[node]
         waiting.discard(site)
-        reason = _take(reply, site, federation.layout, spool, outcome)
+        reason = _take(reply, site, federation, spool, weights, outcome)
         if reason:
             outcome.left_out[site] = reason
         del reply  # it may be as large as a model, and the next comes before it is replaced
@@ -125,21 +141,31 @@ def _collect(
 
 
 def _take(
-    reply: Message, site: str, layout: Layout, spool: Spool | None, outcome: _Round
+    reply: Message,
+    site: str,
+    federation: Federation,
+    spool: Spool | None,
+    incoming: NDArray[np.float32],
+    outcome: _Round,
 ) -> str | None:
     """Check one reply and keep what is good; returns why it was left out, or None."""
+    wire = federation.study.federation.wire
     if reply.has_error():
         return refusal_of(reply)
     outcome.bytes_up += payload_bytes(reply.content)
     try:
-        answer = decode_reply(reply.content)
+        answer = decode_reply(reply.content, wire=wire)
     except ValueError as error:
         return f"bad reply: {error}"
     if spool is not None:
-        reason = problem(answer.weights, layout.size)
-        if reason or answer.weights is None:
+        values = answer.weights
+        reason = problem(values, federation.layout.size)
+        if reason is None and values is not None and wire != "float32":
+            values = incoming + values  # what is short is the difference
+            reason = problem(values, federation.layout.size)
+        if reason or values is None:
             return f"bad reply: {reason}"
-        spool.accept(site, answer.weights)
+        spool.accept(site, values)
     outcome.metrics[site] = dict(answer.metrics)
     if answer.head is not None:
         outcome.heads[site] = str(answer.head)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import signal
+import threading
 import time
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ from flwr.app import Context, RecordDict, UserConfig
 from common.config import Study, load_federation, load_study, to_yaml
 from common.errors import BadInput
 from common.files import write_atomically
+from common.health import listening
 from common.models import save, study_model
 from server.app import app
-from server.checkpoint import last_checkpoint, read_history
+from server.checkpoint import last_checkpoint
 from server.link import RUN_ID, LinkGrid, open_link
+from server.result import result_of
 
 logger = logging.getLogger("fedward.server")
+REPLIES = "replies"  # below the run directory: what is on its way
 
 
 def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
@@ -39,49 +44,69 @@ def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
         RunFailed: too few sites, or the study could not go on.
     """
     started = time.monotonic()
-    _check(study, set(load_federation(federation_file).enrolled), federation_file)
+    found = load_federation(federation_file)
+    _check(study, set(found.enrolled), federation_file)
     study_model(study)  # an unknown model is refused before anybody waits
-    _open_folder(out, study)
+    _check_folder(out, study)
     legs = _legs(study, out)
-    with open_link(federation_file, folder=out / "replies") as grid:
+    with (
+        open_link(federation_file, folder=out / REPLIES) as grid,
+        listening(found.health_port, grid.health),
+        _pausable(grid),
+    ):
+        if not (out / "study.yaml").is_file():
+            write_atomically(out / "study.yaml", to_yaml(study).encode())
         for fold, folder in legs.items():
             if not (folder / "model.safetensors").is_file():
-                grid.wait_for_sites(
-                    study.federation.min_sites,
-                    timeout_s=load_federation(federation_file).wait_for_sites_s,
-                )
-                _train(grid, study, fold, folder)
-    result = _result(study, legs, seconds=time.monotonic() - started)
-    _write_json(out / "result.json", result)
-    return result
+                _train(grid, study, fold, folder, federation_file)
+        refused = grid.refused()
+    result = result_of(study, legs, refused=refused, seconds=time.monotonic() - started)
+    content = result.as_json()
+    write_atomically(
+        out / "result.json", (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+    )
+    write_atomically(out / "report.html", result.page().encode())
+    return content
 
 
-def _train(grid: LinkGrid, study: Study, fold: int, folder: Path) -> None:
-    """The rounds of one leg, and its model."""
+def _train(grid: LinkGrid, study: Study, fold: int, folder: Path, federation_file: Path) -> None:
+    """The rounds of one leg that are still to do, and its model."""
+    found = load_federation(federation_file)
     folder.mkdir(parents=True, exist_ok=True)
+    last = last_checkpoint(folder / "checkpoints", study_sha256=study.sha256)
+    if last is None or last.round_number < study.training.rounds:
+        grid.wait_for_sites(study.federation.min_sites, timeout_s=found.wait_for_sites_s)
+    del last  # a whole model
+    keys = {name: site.receipts_key for name, site in found.sites.items() if site.receipts_key}
     config: UserConfig = {
         "study": study.canonical(),
         "fold": fold,
         "sites": json.dumps(grid.sites),
         "out": str(folder),
+        "receipts_keys": json.dumps(keys),
     }
     app(grid, Context(RUN_ID, 1, {}, RecordDict(), config))
-    last = last_checkpoint(folder / "checkpoints", study_sha256=study.sha256)
-    assert last is not None  # a leg that ends well has at least one round
-    save(
-        folder / "model.safetensors",
-        last.weights,
-        study=study,
-        fold=fold,
-        privacy=_statement(study),
-    )
+    ended = last_checkpoint(folder / "checkpoints", study_sha256=study.sha256)
+    assert ended is not None  # a leg that ends well has at least one round
+    stated = result_of(study, {fold: folder}, refused={}, seconds=0.0).privacy()
+    save(folder / "model.safetensors", ended.weights, study=study, fold=fold, privacy=stated)
 
 
-def _statement(study: Study) -> dict[str, Any]:
-    """What the coordinator itself knows about privacy; the sites' signed statements say it."""
-    if not study.privacy.enabled:
-        return {"sentence": "none: trained without differential privacy"}
-    return {"sentence": "as the sites' own signed statements say; the coordinator promises nothing"}
+@contextmanager
+def _pausable(grid: LinkGrid) -> Iterator[None]:
+    """SIGUSR1 pauses the study once the round's replies are in, SIGUSR2 lets it go on."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows no other
+        yield
+        return
+    actions = {signal.SIGUSR1: grid.pause, signal.SIGUSR2: grid.go_on}
+    before = {
+        number: signal.signal(number, lambda *_, do=do: do()) for number, do in actions.items()
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _legs(study: Study, out: Path) -> dict[int, Path]:
@@ -105,8 +130,8 @@ def _check(study: Study, sites: set[str], federation_file: Path) -> None:
         )
 
 
-def _open_folder(out: Path, study: Study) -> None:
-    """Make the run directory, or check that the run in it is of this very study."""
+def _check_folder(out: Path, study: Study) -> None:
+    """Refuse a run directory that is of another study, or of something else."""
     there = out / "study.yaml"
     try:
         if there.is_file():
@@ -117,43 +142,9 @@ def _open_folder(out: Path, study: Study) -> None:
                 )
             return
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
+        if any(path.name != REPLIES for path in out.iterdir()):  # a kill may have left that
             raise BadInput(f"--out {out}: is no empty folder; name another --out.")
-        write_atomically(there, to_yaml(study).encode())
     except OSError as error:
         raise BadInput(
             f"--out {out}: can't be used ({error.strerror}); name a folder that can be written."
         ) from None
-
-
-def _result(study: Study, legs: dict[int, Path], *, seconds: float) -> dict[str, Any]:
-    """What the coordinator knows at the end; metrics are those that sites release."""
-    histories = [read_history(folder / "history.jsonl") for folder in legs.values()]
-    lines = [line for history in histories for line in history]
-    joined = [site for line in lines for site in line.get("joined", [])]
-    return {
-        "study": study.name,
-        "study_sha256": study.sha256,
-        "engine": "grpc",
-        "rounds": study.training.rounds,
-        "seed": study.seed,
-        "weights_sha256": _joint_hash([history[-1]["weights_sha256"] for history in histories]),
-        "seconds": round(seconds, 3),
-        "bytes_up": sum(line["bytes_up"] for line in lines),
-        "bytes_down": sum(line["bytes_down"] for line in lines),
-        "versions": {name: version(name) for name in ("flwr", "grpcio", "torch")},
-        "privacy": {"enabled": study.privacy.enabled, **_statement(study)},
-        "sites": {site: {"rounds_joined": joined.count(site)} for site in sorted(set(joined))},
-        "closing": [history[-1]["metrics"] for history in histories],
-    }
-
-
-def _joint_hash(hashes: list[str]) -> str:
-    """The one model's hash, or a hash over the folds' in order, as a simulation gives it."""
-    if len(hashes) == 1:
-        return hashes[0]
-    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

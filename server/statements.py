@@ -56,6 +56,8 @@ def _keep(reply: Message, site: str, federation: Federation) -> str | None:
     asked = (site, federation.study.sha256, federation.fold)
     if (statement.site, statement.study, statement.fold) != asked:
         return "bad reply: a statement on something else"
+    if statement.key != federation.receipts_keys.get(site, statement.key):
+        return "bad reply: signed by another key than the site's registered one"
     folder = federation.out / "sites" / site
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "statement.json", signed)

@@ -63,6 +63,12 @@ ALL_PATIENTS = (
     "every {unit} in the data is scored; a model file can't tell whether it was trained on some "
     "of them (evaluate the run's folder to have only its test {unit}s scored)"
 )
+UNKNOWN_SPLIT = (
+    "every {unit} in the data is scored, also those that the model was trained on: only the sites "
+    "of this federation know which these are (a site has its test {unit}s alone scored by --data "
+    "with its site.yaml)"
+)
+OWN_TEST = "only the {unit}s that the site itself keeps for testing are scored"
 TEST_SIDE = "only the {unit}s that the data keep for testing are scored"
 NOT_RUN = ("training: the models are scored as they are",)
 TEST_PATIENTS = "each {unit} is scored by a model that was not trained on that {unit}"
@@ -143,12 +149,13 @@ def _score(path: Path, data: Path, by: Sequence[str]) -> Scored:
     sites = _sites(study, data)
     cohorts = {name: open_cohort(s, study, find_device(s.device)) for name, s in sites.items()}
     unit = study.unit
-    who = _who(path, cohorts, unit)
+    own_keys = all(site.state is not None for site in sites.values())
+    who = _who(path, cohorts, unit, own_keys=own_keys)
     parts = []
     for fold, file in models:
         module = trained_part(load(file))
         for cohort in cohorts.values():
-            rows = _rows(path, fold, cohort)
+            rows = _rows(path, fold, cohort, own_keys=own_keys)
             device = find_device(cohort.site.device)
             parts.append(predict_cohort(module, cohort, rows, study=study, device=device))
     predictions = concatenate(parts)
@@ -239,7 +246,7 @@ def _sites(study: Study, data: Path) -> dict[str, SiteSettings]:
     return simulated_sites(study)
 
 
-def _rows(path: Path, fold: int, cohort: Cohort) -> NDArray[np.int64]:
+def _rows(path: Path, fold: int, cohort: Cohort, *, own_keys: bool) -> NDArray[np.int64]:
     """Which of a site's images the model of `fold` scores."""
     data = cohort.dataset
     if path.is_dir():
@@ -251,6 +258,8 @@ def _rows(path: Path, fold: int, cohort: Cohort) -> NDArray[np.int64]:
                 "run, so none of its fold models is theirs; name one model file instead, such as "
                 f"{path}/folds/1/model.safetensors."
             )
+        if _is_federations(path) and own_keys:
+            return cohort.test_rows(fold)  # these keys gave the split in training, too
         tested = max(fold, 1) - 1
         return np.flatnonzero([parts.get(str(key), tested) == tested for key in data.patients])
     if (data.sides != "").any():
@@ -258,7 +267,9 @@ def _rows(path: Path, fold: int, cohort: Cohort) -> NDArray[np.int64]:
     return np.arange(len(data.labels))
 
 
-def _who(path: Path, cohorts: Mapping[str, Cohort], unit: Unit) -> str:
+def _who(path: Path, cohorts: Mapping[str, Cohort], unit: Unit, *, own_keys: bool) -> str:
+    if path.is_dir() and _is_federations(path):
+        return (OWN_TEST if own_keys else UNKNOWN_SPLIT).format(unit=unit)
     if path.is_dir():
         new = [name for name in cohorts if not read_split(path, name)]
         # Patients are known by their site and name, so a renamed site's would pass for new ones.
@@ -266,6 +277,11 @@ def _who(path: Path, cohorts: Mapping[str, Cohort], unit: Unit) -> str:
         return TEST_PATIENTS.format(unit=unit) + others
     sides = any((cohort.dataset.sides != "").any() for cohort in cohorts.values())
     return (TEST_SIDE if sides else ALL_PATIENTS).format(unit=unit)
+
+
+def _is_federations(run: Path) -> bool:
+    """Whether the sites of a run were hospitals, so that nobody else knows their patients."""
+    return not any(run.glob("sites/*/split.json"))
 
 
 def text(scored: Sequence[Scored]) -> str:

@@ -13,12 +13,12 @@ import torch
 
 from client.ledger import lowered
 from common.catalogue import CATALOGUE
-from common.config import Budget, SiteSettings, Study
+from common.config import SiteSettings, Study
 from common.errors import BadInput
 from common.models import study_model, trained_part
 from common.privacy.accounting import noise_multiplier_for
 from common.privacy.epsilon import Epsilon, Randomness, Unit, rounded_up
-from common.privacy.lifetime import lifetime_epsilon
+from common.privacy.lifetime import lifetime_epsilon, times_left
 from common.privacy.mechanism import Mechanism
 from common.privacy.not_covered import not_covered
 from common.privacy.plan import PrivacyPlan
@@ -222,8 +222,9 @@ class StudyPlan:
             if part.budget.rounds_left < part.budget.rounds_needed
         ]:
             lines.append(
-                f"The budget of {', '.join(short)} does not last: such a site refuses the rounds "
-                "beyond it. Lower privacy.target_epsilon, or ask the site to raise its budget."
+                f"The budget of {', '.join(short)} does not last: such a site refuses the study at "
+                "its start (the rounds beyond it, where policy.whole_studies is optional, as in a "
+                "simulation). Lower privacy.target_epsilon, or ask the site to raise its budget."
             )
         return lines
 
@@ -275,25 +276,6 @@ def plan_study(
     return StudyPlan(study, data_label(sites), parts, _alternatives(study, smallest))
 
 
-def rounds_left(
-    plan: PrivacyPlan, budget: Budget, *, spent: tuple[Mechanism, ...], most: int = _MOST_ROUNDS
-) -> int:
-    """How many rounds of `plan` the worst-off patient's budget still allows, at most `most`."""
-
-    def fits(rounds: int) -> bool:
-        history = (*spent, *plan.patient_history(rounds))
-        return lifetime_epsilon(history, delta=budget.delta) <= budget.epsilon
-
-    low, high = 0, 1  # `low` fits
-    while high <= most and fits(high):
-        low, high = high, 2 * high
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
 def _site_plan(study: Study, site: SiteSettings, spent: tuple[Mechanism, ...]) -> SitePlan:
     one = epsilon_of(study, site, rounds=1)
     all_rounds = epsilon_of(study, site, rounds=study.training.rounds)
@@ -328,12 +310,15 @@ def _budget(
     def said(value: float) -> Epsilon:
         return Epsilon(value=value, delta=budget.delta, unit=unit, randomness=Randomness.SEEDED)
 
+    (a_round,) = plan.patient_history(1)
     return BudgetPlan(
         cap=said(budget.epsilon),
         spent=lifetime(spent),
         after=lifetime((*spent, *plan.patient_history(needed))),
         rounds_needed=needed,
-        rounds_left=rounds_left(plan, budget, spent=spent),
+        rounds_left=times_left(
+            spent, a_round, delta=budget.delta, cap=budget.epsilon, most=_MOST_ROUNDS
+        ),
     )
 
 

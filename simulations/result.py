@@ -13,6 +13,7 @@ import torch
 
 from client.cohort import Cohort
 from common.config import Study
+from common.errors import RefusalCode
 from common.metrics import POOLED, Evaluation, Predictions, compare, evaluate_by_site
 from common.models import ModelCard
 from common.privacy.epsilon import Unit
@@ -27,6 +28,14 @@ from simulations.statements import (
 )
 
 RESAMPLES = 1000
+# Refusals after which a round may have been paid for; all others come before.
+_PAID = {
+    RefusalCode.DIVERGED,
+    RefusalCode.INTERNAL,
+    RefusalCode.RECORDS_DAMAGED,
+    RefusalCode.ROUND_ASKED_AGAIN,
+}
+_FREE = {code.value for code in RefusalCode} - {code.value for code in _PAID}
 _PACKAGES = ("fedward", "flwr", "torch", "torchvision", "opacus", "numpy", "pydicom", "grpcio")
 
 
@@ -186,8 +195,11 @@ def _site(
         sum(cohort.site.name in line.get("joined", ()) for line in lines) for lines in histories
     ]
     # Of the fold with the most rounds: the folds are models of their own. Every round in which the
-    # site was asked counts, since the server may have seen a reply that it then left out.
-    asked = max(sum(not line.get("closing") for line in lines) for lines in histories)
+    # site was asked counts, since the server may have seen a reply that it then left out; but not
+    # where it refused before it drew any noise.
+    asked = max(
+        sum(_may_have_cost(line, cohort.site.name) for line in lines) for lines in histories
+    )
     epsilon = epsilon_of(study, cohort.site, rounds=asked)
     together = all_folds_epsilon(study, cohort.site)
     return {
@@ -200,6 +212,12 @@ def _site(
         "patients": len(set(cohort.dataset.patients.tolist())),
         "images": len(cohort.dataset.labels),
     }
+
+
+def _may_have_cost(line: Mapping[str, Any], site: str) -> bool:
+    """Whether a site may have answered, or paid for, a round of the history."""
+    refused = str(line["left_out"].get(site, "")).partition(":")[0]
+    return not line.get("closing") and refused not in _FREE
 
 
 def _joint_hash(hashes: Sequence[str]) -> str:

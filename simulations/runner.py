@@ -11,6 +11,7 @@ import torch
 
 from client.app import app as client_app
 from client.app import forget_sites
+from client.budget import lasting
 from client.cohort import Cohort, open_cohort
 from client.predict import predict_cohort
 from common.compute import find_device, settle
@@ -23,6 +24,7 @@ from server.app import app as server_app
 from server.checkpoint import last_checkpoint, read_history
 from simulations.arms import FEDERATED, Arm, arms, train_arm
 from simulations.engines import ENGINES
+from simulations.events import befalling
 from simulations.folder import Leg, check_folder, legs, open_folder, write_json
 from simulations.report import report_input
 from simulations.result import RunResult, summarise
@@ -75,6 +77,7 @@ def run(
     if study.privacy.enabled:
         sentence = model_statement(study, sites)["sentence"]
         logger.info("privacy after all rounds, in simulation: %s", sentence)
+        _warn_of_budgets(study, sites)
     device = find_device(study.simulation.site_defaults.device)
     for leg in legs(study, out):
         _train_leg(study, leg, sites, cohorts, compared, engine=engine, device=device)
@@ -125,6 +128,19 @@ def _check(study: Study, cohorts: Mapping[str, Cohort], compared: tuple[Arm, ...
         arm_statement(study, arm, {name: cohort.site for name, cohort in cohorts.items()})
 
 
+def _warn_of_budgets(study: Study, sites: Mapping[str, SiteSettings]) -> None:
+    """A simulated site gives the rounds that its budget allows; a real one wouldn't begin."""
+    for name, site in sites.items():
+        lasts = lasting(study, site, ledger=None, patients=None)
+        if not lasts.whole:
+            logger.warning(
+                "site %s: its budget %s; a hospital refuses such a study at its "
+                "start, unless its policy.whole_studies is optional",
+                name,
+                lasts,
+            )
+
+
 def _train_leg(
     study: Study,
     leg: Leg,
@@ -148,7 +164,8 @@ def _train_leg(
             for name, site in sites.items()
         }
         forget_sites()  # an earlier run's folder of this name may be gone
-        ENGINES[engine](server_app, client_app, run_config=config, sites=texts)
+        answers = befalling(client_app, {name: study.simulation.site(name) for name in sites})
+        ENGINES[engine](server_app, answers, run_config=config, sites=texts)
         last = last_checkpoint(leg.out / "checkpoints", study_sha256=study.sha256)
         assert last is not None  # a leg that ends well has at least one round
         privacy = model_statement(study, sites)

@@ -54,6 +54,33 @@ def lifetime_epsilon(history: History, *, delta: float) -> float:
     return _epsilon(merge(history), delta)
 
 
+def times_left(history: History, again: Mechanism, *, delta: float, cap: float, most: int) -> int:
+    """How many more times `again` fits below the cap, in 0 to `most`.
+
+    Args:
+        history: what one patient was exposed to before.
+        again: what a round adds.
+        delta: in (0, 1).
+        cap: the largest epsilon.
+        most: where counting ends.
+
+    >>> times_left([], Mechanism(1.0, 0.04, 100), delta=1e-5, cap=10.0, most=50)
+    9
+    """
+
+    def fits(times: int) -> bool:
+        added = again._replace(steps=times * again.steps)
+        return lifetime_epsilon((*history, added), delta=delta) <= cap
+
+    if fits(most):
+        return most
+    low, high = 0, most  # `high` doesn't fit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
 @lru_cache(maxsize=4096)
 def _epsilon(history: tuple[Mechanism, ...], delta: float) -> float:
     from scipy.optimize import brentq

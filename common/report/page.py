@@ -15,6 +15,15 @@ from common.errors import BadInput
 from common.metrics import MIN_PATIENTS, POOLED, Estimate
 from common.report.content import HEADLINE, STRATUM, Comparison, DataLabel, ReportInput, Task
 from common.report.figures import forest, learning_curve
+from common.report.html import (
+    bullets,
+    definitions,
+    document,
+    paragraphs,
+    preformatted,
+    section,
+    table,
+)
 from common.report.text import (
     Cell,
     Table,
@@ -96,29 +105,21 @@ def write_report(path: Path, result: ReportInput) -> None:
 def render_report(result: ReportInput) -> str:
     """The page as text: the same bytes for the same input."""
     sections = [
-        _section("In short", _summary(result)),
-        _section("Results", _results(result)),
-        _section("Differences", _differences(result)),
-        _section("Subgroups", _subgroups(result)),
-        _section("Every metric", _every_metric(result)),
-        _section("Confusion", _confusions(result)),
-        _section("Learning curve", _history(result)),
-        _section("Sites", _sites(result)),
-        _section("How the data were divided among the sites", _preformatted(result.partition)),
-        _section("Privacy", _privacy(result)),
-        _section("What was not run", _list(result.not_run)),
-        _section("Limits of these numbers", _list(result.limitations)),
-        _section("How to read the intervals", _method(result)),
-        _section("How this was made", _facts(result)),
+        section("In short", _summary(result)),
+        section("Results", _results(result)),
+        section("Differences", _differences(result)),
+        section("Subgroups", _subgroups(result)),
+        section("Every metric", _every_metric(result)),
+        section("Confusion", _confusions(result)),
+        section("Learning curve", _history(result)),
+        section("Sites", _sites(result)),
+        section("How the data were divided among the sites", preformatted(result.partition)),
+        section("Privacy", _privacy(result)),
+        section("What was not run", bullets(result.not_run)),
+        section("Limits of these numbers", bullets(result.limitations)),
+        section("How to read the intervals", _method(result)),
+        section("How this was made", _facts(result)),
     ]
-    head = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # The browser itself then refuses whatever would be fetched or run.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(result.title)}</title>\n<style>{_CSS}</style>\n</head>\n"
-    )
     label = f'<p class="label {"real" if result.data_label == "real" else "phantom"}">'
     header = (
         '<header>\n<p class="kind">fedward evaluation report</p>\n'
@@ -126,7 +127,7 @@ def render_report(result: ReportInput) -> str:
         f"{label}{escape(result.data_label)} data</p>\n"
         f"<p>{escape(result.data_description)}</p>\n</header>\n"
     )
-    return f"{head}<body>\n<main>\n{header}{''.join(sections)}</main>\n</body>\n</html>\n"
+    return document(result.title, header, sections)
 
 
 def _summary(result: ReportInput) -> str:
@@ -151,7 +152,7 @@ def _summary(result: ReportInput) -> str:
             sentences.append(f"Lowest and highest by site: {ends[0]}; {ends[1]}.")
     sentences += [_comparison_sentence(each) for each in result.comparisons[:2]]
     sentences.append(f"Privacy: {result.privacy.guarantee}")
-    return f'<div class="summary">{_paragraphs(sentences)}</div>'
+    return f'<div class="summary">{paragraphs(sentences)}</div>'
 
 
 def _comparison_sentence(each: Comparison) -> str:
@@ -187,14 +188,14 @@ def _results(result: ReportInput) -> str:
     figure = forest(result.evaluation, names)
     by_label = ""
     if result.task == "multi-label":
-        by_label = _table(
+        by_label = table(
             labels_table(result.evaluation, result.classes),
             f"AUROC of each label, {data_label(POOLED)}, with 95 % intervals",
         )
     return (
-        _table(models_table(result.evaluation, names), caption)
+        table(models_table(result.evaluation, names), caption)
         + by_label
-        + _definitions(glosses)
+        + definitions(glosses)
         + _figure(
             figure,
             f"{caption}. The numbers are those of the first table above.",
@@ -207,7 +208,7 @@ def _results(result: ReportInput) -> str:
 def _differences(result: ReportInput) -> str:
     if not result.comparisons:
         return ""
-    table = differences_table(
+    found = differences_table(
         (f"{each.first} − {each.second}", each.difference) for each in result.comparisons
     )
     rows = tuple(
@@ -220,19 +221,19 @@ def _differences(result: ReportInput) -> str:
                 Cell(_reading(each.difference)),
             ),
         )
-        for (name, cells), each in zip(table.rows, result.comparisons, strict=True)
+        for (name, cells), each in zip(found.rows, result.comparisons, strict=True)
     )
-    header = (*table.header, "metric", "test set", "what the interval says")
+    header = (*found.header, "metric", "test set", "what the interval says")
     caption = f"Paired differences: both models on the same resamples of {result.unit}s"
-    return _table(Table(header, rows, table.notes), caption)
+    return table(Table(header, rows, found.notes), caption)
 
 
 def _subgroups(result: ReportInput) -> str:
     names = subgroup_names(result.evaluation)
     if not names:
         return ""
-    table = models_table(result.evaluation, names)
-    return _table(table, f"{metric_label(HEADLINE)} by subgroup, with 95 % intervals")
+    caption = f"{metric_label(HEADLINE)} by subgroup, with 95 % intervals"
+    return table(models_table(result.evaluation, names), caption)
 
 
 def _every_metric(result: ReportInput) -> str:
@@ -243,7 +244,7 @@ def _every_metric(result: ReportInput) -> str:
             titles = {"": f"{model}, over all labels"}
             titles |= {name: f"{model}, label {name}" for name in result.classes}
         tables = "".join(
-            _table(metrics_table(by_data, of=of), f"{title}, with 95 % intervals")
+            table(metrics_table(by_data, of=of), f"{title}, with 95 % intervals")
             for of, title in titles.items()
         )
         opened = " open" if number == 0 else ""
@@ -325,7 +326,7 @@ def _sites(result: ReportInput) -> str:
     header = ("", f"{result.unit}s", "images", "rounds joined", "epsilon")
     # No epsilon without what it means, even where only this table is read.
     terms = "; ".join(f"{name} {text}" for name, text in _privacy_terms(result))
-    return _table(Table(header, rows, ()), "What each site brought and spent") + _paragraphs(
+    return table(Table(header, rows, ()), "What each site brought and spent") + paragraphs(
         [f"These epsilons hold with: {terms}."] if result.privacy.enabled else []
     )
 
@@ -338,8 +339,8 @@ def _privacy(result: ReportInput) -> str:
     given = [("guarantee", result.privacy.guarantee)]
     if result.privacy.enabled:
         given += _privacy_terms(result)
-    missing = "<h3>Not covered</h3>\n" + _list(result.privacy.not_covered)
-    return _definitions(given) + (missing if result.privacy.not_covered else "")
+    missing = "<h3>Not covered</h3>\n" + bullets(result.privacy.not_covered)
+    return definitions(given) + (missing if result.privacy.not_covered else "")
 
 
 def _privacy_terms(result: ReportInput) -> list[tuple[str, str]]:
@@ -362,12 +363,12 @@ def _method(result: ReportInput) -> str:
         "involved": INVOLVED[result.task],
         "auroc": AUROC[result.task],
     }
-    return _list(each.format_map(words) for each in METHOD)
+    return bullets(each.format_map(words) for each in METHOD)
 
 
 def _facts(result: ReportInput) -> str:
     run = result.run
-    return _definitions(
+    return definitions(
         [
             ("study", run.study),
             ("engine", run.engine),
@@ -381,117 +382,9 @@ def _facts(result: ReportInput) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
-    """A section, or nothing where there is nothing to say."""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}</section>\n" if body else ""
-
-
-def _table(table: Table, caption: str) -> str:
-    first, *rest = table.header
-    corner = f'<th scope="col">{escape(first)}</th>' if first else "<td></td>"
-    head = corner + "".join(f'<th scope="col">{escape(name)}</th>' for name in rest)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_cell, cells))}</tr>\n'
-        for name, cells in table.rows
-    )
-    notes = "".join(f"<li>{escape(note)}</li>\n" for note in table.notes)
-    return (
-        # The caption stands outside what scrolls sideways; `aria-label` ties it to the table.
-        f'<p class="caption">{escape(caption)}</p>\n<div class="wide" tabindex="0">'
-        f'<table aria-label="{escape(caption)}">\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{rows}</tbody></table></div>\n"
-        + (f'<ol class="notes">{notes}</ol>\n' if notes else "")
-    )
-
-
-def _cell(cell: Cell) -> str:
-    marks = "".join(f"<sup>{number}</sup>" for number in cell.notes)
-    interval = f"<small>{escape(cell.interval)}</small>" if cell.interval else ""
-    return f"<td>{escape(cell.value)}{marks}{interval}</td>"
-
-
 def _figure(svg: str, description: str, caption: str) -> str:
     """A figure: what it shows is in the caption, what it says for those who cannot see it too."""
     return (
         f'<figure><div class="wide"><div role="img" aria-label="{escape(description)}">{svg}</div>'
         f"</div><figcaption>{escape(caption)}</figcaption></figure>\n"
     )
-
-
-def _definitions(items: Sequence[tuple[str, str]]) -> str:
-    rows = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>\n" for name, text in items
-    )
-    return f"<dl>{rows}</dl>\n" if rows else ""
-
-
-def _list(items: Iterable[str]) -> str:
-    rows = "".join(f"<li>{escape(item)}</li>\n" for item in items)
-    return f"<ul>{rows}</ul>\n" if rows else ""
-
-
-def _preformatted(text: str) -> str:
-    return f'<pre class="wide" tabindex="0">{escape(text)}</pre>\n' if text else ""
-
-
-def _paragraphs(sentences: Iterable[str]) -> str:
-    return "".join(f"<p>{escape(sentence)}</p>\n" for sentence in sentences)
-
-
-_CSS = """
-:root { color-scheme: light dark; --ink: #1d2529; --paper: #ffffff; --accent: #0b62a4;
-  --faint: #b4bdc2; --soft: #f2f5f6; --warn: #8a4b00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e3e8ea; --paper: #14191c; --accent: #74b9ee;
-  --faint: #56626a; --soft: #1e2529; --warn: #f0b26b; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; padding-top: .6rem;
-  border-top: 1px solid var(--faint); }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-p { margin: .4rem 0; }
-.kind { margin: 0 0 .3rem; font-size: .85rem; opacity: .8; }
-.label { display: inline-block; margin: 0 0 .3rem; padding: .05rem .6rem; border-radius: 1rem;
-  border: 1px solid currentColor; font-size: .85rem; font-weight: 600; }
-.label.phantom { color: var(--warn); } .label.real { color: var(--accent); }
-.summary { padding: .6rem 1rem; background: var(--soft); border-left: 4px solid var(--accent); }
-.wide { overflow-x: auto; }
-pre { font-size: .85rem; }
-table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums;
-  font-size: .9rem; }
-caption { text-align: left; padding: .2rem 0; font-size: .9rem; font-weight: 600; }
-.caption { font-size: .9rem; opacity: .85; margin: .8rem 0 0; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--faint); white-space: nowrap; }
-thead th, thead td { vertical-align: bottom; border-bottom: 2px solid var(--faint); }
-th { font-weight: 600; }
-td small { display: block; font-size: .8rem; opacity: .85; }
-sup { font-size: .7rem; margin-left: .15rem; line-height: 0; }
-.notes { margin: .2rem 0 1rem; padding-left: 1.3rem; font-size: .82rem; }
-.grid { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; }
-.confusion th, .confusion td { padding: .3rem .6rem; }
-.confusion td { text-align: right; }
-.confusion thead td { text-align: left; font-size: .8rem; opacity: .85; }
-figure { margin: 1.2rem 0; }
-figure svg { display: block; width: 100%; min-width: 38rem; height: auto; }
-svg text { font-family: inherit !important; }
-figcaption { font-size: .85rem; opacity: .85; margin-top: .3rem; }
-dl { margin: .6rem 0; font-size: .92rem; }
-dl div { display: grid; grid-template-columns: minmax(8rem, 11rem) 1fr; gap: 0 1rem;
-  padding: .2rem 0; }
-dt { font-weight: 600; overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
-ul { padding-left: 1.2rem; } li { margin: .2rem 0; }
-details { margin: .4rem 0; } summary { cursor: pointer; font-weight: 600; }
-@media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --accent: #0b62a4; --faint: #999;
-    --soft: #fff; --warn: #8a4b00; }
-  body { font-size: 10pt; } main { max-width: none; padding: 0; }
-  .wide { overflow: visible; } table { font-size: 8pt; } td small { font-size: 6.5pt; }
-  th { white-space: normal; } th, td { padding: .15rem .4rem .15rem 0; }
-  figure svg { min-width: 0; }
-  details::details-content { content-visibility: visible; block-size: auto; }
-  tr, figure, .confusion { break-inside: avoid; } h2, summary { break-after: avoid; }
-}
-"""

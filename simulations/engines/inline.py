@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from flwr.app import Context, Message, RecordDict, UserConfig
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -20,10 +20,17 @@ _SERVER_NODE = 1
 _FIRST_SITE_NODE = 1000
 
 
+class Answer(Protocol):
+    """A ClientApp, or what stands in for one."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """A site's answer to a message."""
+
+
 class InlineGrid(Grid):
     """A Grid whose nodes are the sites of this process."""
 
-    def __init__(self, client_app: ClientApp, node_configs: Mapping[int, dict[str, str]]) -> None:
+    def __init__(self, client_app: Answer, node_configs: Mapping[int, dict[str, str]]) -> None:
         self._client_app = client_app
         self._contexts = {
             node: Context(_RUN_ID, node, dict(config), RecordDict(), {})
@@ -86,7 +93,7 @@ class InlineGrid(Grid):
 
 def run_inline(
     server_app: ServerApp,
-    client_app: ClientApp,
+    client_app: Answer,
     *,
     run_config: Mapping[str, str | int],
     sites: Mapping[str, str],

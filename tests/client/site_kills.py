@@ -127,7 +127,7 @@ def watch(tell: Tell) -> None:
     def reserve(original: Callable[..., Any]) -> Callable[..., Any]:
         def called(*arguments: Any, **named: Any) -> Any:
             found = original(*arguments, **named)
-            if found.secret is not None:
+            if found is not None and found.secret is not None:
                 tell("secret", found.secret.hex())
             return found
 
@@ -150,6 +150,7 @@ def watch(tell: Tell) -> None:
         return called
 
     wrap("client.ledger.Ledger.reserve", reserve)
+    wrap("client.ledger.Ledger.find", reserve)  # a round whose reply is stored
     wrap("client.site.pass_reply", pass_reply)
     wrap("client.site.seal", seal)
 

@@ -190,6 +190,11 @@ def _(site: Any, study: Any) -> Any:
     return site.ask(RecordDict({**site.instruct(study), "instruction": MetricRecord({"round": 1})}))
 
 
+@attack("a kind of message that nobody knows", RefusalCode.BAD_INSTRUCTION)
+def _(site: Any, study: Any) -> Any:
+    return site.ask(site.instruct(study), "train.upload_data")
+
+
 @attack("an empty message", RefusalCode.BAD_INSTRUCTION)
 def _(site: Any, study: Any) -> Any:
     return site.ask(RecordDict())

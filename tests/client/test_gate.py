@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
@@ -16,10 +17,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import client.gate
-from client.gate import GateFailure, Passed, pass_refusal, pass_reply, pass_statement, seal
+from client.gate import (
+    GateFailure,
+    Passed,
+    PassedArray,
+    pass_refusal,
+    pass_reply,
+    pass_statement,
+    seal,
+)
 from client.statement import make_statement, sign
 from common.chain import Head
-from common.config import ManifestData, Metric, Release, SiteSettings, Study
+from common.config import ManifestData, Metric, Release, SiteSettings, Study, Wire
 from common.errors import REFUSAL_SENTENCES, RefusalCode
 from common.messages import Reply, decode_refusal, decode_reply, decode_statement, encode_reply
 from common.models import Layout
@@ -28,6 +37,7 @@ LAYOUT = Layout(("head.bias", "head.weight"), ((2,), (2, 4)))
 RELEASED = ("loss", "accuracy")
 PATIENT = "Mustermann^Erika"
 HEAD = Head(3, "ab" * 32)
+SENTENCE = r"^gate: [a-z0-9 ,']+\.$"  # what a failure says: words, and no value
 
 
 def weights() -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -58,7 +68,8 @@ def test_a_reply_passes_unchanged(flat: Any, metrics: dict[str, float]) -> None:
     found = passed(Reply(flat, metrics))
     decoded = decode_reply(found.content)
     assert decoded.weights is not None
-    assert decoded.weights.tobytes() == flat.tobytes()
+    assert found.values is not None
+    assert decoded.weights.tobytes() == found.values.tobytes() == flat.tobytes()
     assert decoded.metrics == metrics == found.metrics
     assert set(found.content) == {"metrics", "weights"}
     assert [(a.name, a.shape, a.dtype) for a in found.arrays] == [("weights", (10,), "float32")]
@@ -156,15 +167,34 @@ def changed(place: int, value: float) -> np.ndarray[Any, Any]:
 )
 def test_what_the_site_should_not_say_stays(reply: Reply) -> None:
     """Other arrays, other metrics and values that are none fail, and the text names no value."""
-    with pytest.raises(GateFailure) as failure:
+    with pytest.raises(GateFailure, match=SENTENCE) as failure:
         passed(reply)
     assert PATIENT not in str(failure.value)
     assert failure.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        Reply(weights(), {"loss": 0.25}),
+        Reply(weights(), {"loss": 0.5}, HEAD),
+        Reply(weights()[:9], {"loss": 0.5}),
+        Reply(None, {"loss": 0.5}),
+        Reply(changed(0, np.nan), {"loss": 0.5}),
+        Reply(changed(9, np.inf), {"loss": 0.5}),
+        Reply(changed(9, -np.inf), {"loss": 0.5}),
+    ],
+)
+def test_what_a_server_would_read_counts(monkeypatch: pytest.MonkeyPatch, read: Reply) -> None:
+    """Records that decode to something else than what was checked are never sent."""
+    monkeypatch.setattr(client.gate, "decode_reply", lambda _content, **_form: read)
+    with pytest.raises(GateFailure, match=SENTENCE):
+        passed(Reply(weights(), {"loss": 0.5}))
+
+
 def test_an_array_on_an_evaluation_stays() -> None:
     """Where no array may leave, none does."""
-    with pytest.raises(GateFailure):
+    with pytest.raises(GateFailure, match=SENTENCE):
         passed(Reply(weights(), {}), layout=None)
 
 
@@ -275,22 +305,48 @@ MUTATIONS: dict[str, Callable[[RecordDict], None]] = {
 def test_mutated_records_stay(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Records that differ in one field from what they should be are never sent."""
 
-    def encode(reply: Reply) -> RecordDict:
-        content = encode_reply(reply)
+    def encode(reply: Reply, **form: Any) -> RecordDict:
+        content = encode_reply(reply, **form)
         MUTATIONS[name](content)
         return content
 
     monkeypatch.setattr(client.gate, "encode_reply", encode)
-    with pytest.raises(GateFailure) as failure:
+    with pytest.raises(GateFailure, match=SENTENCE) as failure:
         passed(Reply(weights(), {"loss": 0.5}))
     assert PATIENT not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "size"), [("bfloat16", "uint16", 5), ("int8", "uint8", 6)]
+)
+def test_short_wires_hold_the_values_exactly(form: Wire, dtype: str, size: int) -> None:
+    """What was rounded for the study's wire passes as it is; anything else is never sent."""
+    update = np.array([0.5, -0.25, 0.0, 1.0, -1.0], dtype=np.float32)
+    layout = Layout(("w",), ((5,),))
+
+    def through(values: np.ndarray, most: float = 1e6) -> Passed:
+        reply = Reply(values, {"loss": 0.5})
+        return pass_reply(reply, layout=layout, released=["loss"], max_bytes=int(most), wire=form)
+
+    found = through(update)
+    assert found.arrays == (PassedArray("weights", (size,), dtype),)
+    assert found.content["weights"]["packed"].dtype == dtype
+    assert np.array_equal(decode_reply(found.content, wire=form).weights, update)
+    with pytest.raises(ValueError, match="flat float32"):
+        decode_reply(found.content)
+    for wrong in (update + np.float32(1e-7), update[:4], np.append(update, update)):
+        with pytest.raises(GateFailure):
+            through(wrong.astype(np.float32))
+    for value in (np.nan, np.inf):
+        with pytest.raises(GateFailure):
+            through(np.where(update == 0, np.float32(value), update))
 
 
 def test_nothing_hangs_on_to_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attributes and cached chunks, which Flower would send, are left behind."""
 
-    def encode(reply: Reply) -> RecordDict:
-        content = encode_reply(reply)
+    def encode(reply: Reply, **form: Any) -> RecordDict:
+        content = encode_reply(reply, **form)
         content.said = PATIENT  # type: ignore[attr-defined]
         array = content.array_records["weights"]["packed"]
         array.said = PATIENT  # type: ignore[attr-defined]
@@ -313,8 +369,8 @@ def test_any_byte_of_the_encoded_array_counts(
 ) -> None:
     """A byte that changes is a byte of a weight, or nothing is sent."""
 
-    def encode(reply: Reply) -> RecordDict:
-        content = encode_reply(reply)
+    def encode(reply: Reply, **form: Any) -> RecordDict:
+        content = encode_reply(reply, **form)
         array = content.array_records["weights"]["packed"]
         array.data = array.data[:place] + bytes([value]) + array.data[place + 1 :]
         return content
@@ -365,7 +421,7 @@ def test_bytes_are_counted() -> None:
     reply = Reply(weights(), {"loss": 0.5})
     assert passed(reply).n_bytes == 128 + 40 + 8
     assert passed(reply, max_bytes=176).n_bytes == 176
-    with pytest.raises(GateFailure):
+    with pytest.raises(GateFailure, match=SENTENCE):
         passed(reply, max_bytes=175)
 
 
@@ -381,7 +437,7 @@ def test_a_seal_adds_the_head_alone() -> None:
 @pytest.mark.parametrize("head", [Head(-1, "ab" * 32), Head(1, PATIENT), Head(10**13, "ab" * 32)])
 def test_a_head_that_is_none_stays(head: Head) -> None:
     """Text in the place of a hash doesn't leave with the seal."""
-    with pytest.raises(GateFailure) as failure:
+    with pytest.raises(GateFailure, match=SENTENCE) as failure:
         seal(passed(Reply(weights(), {})), head)
     assert PATIENT not in str(failure.value)
 
@@ -396,12 +452,12 @@ def test_a_refusal_is_its_code_and_its_sentence(code: RefusalCode) -> None:
 
 def test_no_other_text_leaves_as_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A code that is only text, and a sentence that was changed, fail."""
-    with pytest.raises(GateFailure):
+    with pytest.raises(GateFailure, match=SENTENCE):
         pass_refusal("internal")  # type: ignore[arg-type]
     changed_error = pass_refusal(RefusalCode.INTERNAL)
     changed_error.__dict__["_reason"] = PATIENT
     monkeypatch.setattr(client.gate, "encode_refusal", lambda _code: changed_error)
-    with pytest.raises(GateFailure):
+    with pytest.raises(GateFailure, match=SENTENCE):
         pass_refusal(RefusalCode.INTERNAL)
 
 
@@ -428,7 +484,10 @@ def test_a_statement_leaves_as_it_was_signed() -> None:
     """The signed bytes pass whole."""
     site = SiteSettings(name="north", release=Release(counts=True))
     content = signed(site)
-    assert decode_statement(pass_statement(content, site=site).content) == content
+    found = pass_statement(content, site=site)
+    assert decode_statement(found.content) == content
+    assert (found.n_bytes, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert (found.arrays, found.metrics, found.values) == ((), {}, None)
 
 
 @pytest.mark.parametrize(
@@ -448,6 +507,6 @@ def test_a_statement_leaves_as_it_was_signed() -> None:
 )
 def test_a_statement_with_more_stays(content: Any, site: SiteSettings) -> None:
     """Other text, a changed or foreign statement, and counts that aren't released fail."""
-    with pytest.raises(GateFailure) as failure:
+    with pytest.raises(GateFailure, match=SENTENCE) as failure:
         pass_statement(content, site=site)
     assert PATIENT not in str(failure.value)

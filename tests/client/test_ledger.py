@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import resource
@@ -35,7 +36,7 @@ from client.ledger import (
     lowered,
     open_ledger,
 )
-from client.ledger_book import EMPTY, PATIENT_BYTES, Book, Charge, Whole
+from client.ledger_book import EMPTY, PATIENT_BYTES, Book, Charge, Round, Whole
 from common.chain import Head
 from common.config import Budget
 from common.errors import BadInput
@@ -255,6 +256,27 @@ def test_the_epsilon_says_what_is_weakest(ledger: Ledger) -> None:
     assert "guarantee: none (seeded)" in said
 
 
+@pytest.mark.parametrize("randomness", Randomness)
+def test_one_seeded_round_makes_a_study_seeded(ledger: Ledger, randomness: Randomness) -> None:
+    """What a statement says of a study's randomness is the weakest of its rounds, of no other's."""
+    reserve(ledger, request(1))
+    reserve(ledger, request(2, randomness=randomness))
+    reserve(ledger, request(1, study="6" * 64, randomness=Randomness.SEEDED))
+    assert ledger.taken("5" * 64).randomness is randomness
+
+
+def test_a_refusal_says_what_the_cap_hides(ledger: Ledger) -> None:
+    """Where exams are hidden, the cap is said per exam."""
+    with pytest.raises(OverBudget, match=r"worst-off exam .*, epsilon 0\.5 per exam"):
+        reserve(ledger, request(unit=Unit.EXAM), Budget(epsilon=0.5))
+
+
+@pytest.mark.parametrize(("asked", "cap"), [(None, 10.0), (3.0, 3.0), (10.0, 10.0), (99.0, 10.0)])
+def test_a_server_can_lower_the_cap_and_not_raise_it(asked: float | None, cap: float) -> None:
+    """The lower of the two holds; the delta is the site's."""
+    assert lowered(CAP, asked) == Budget(epsilon=cap, delta=CAP.delta)
+
+
 @pytest.mark.parametrize("asked", [float("nan"), float("inf"), 0.0, -1.0])
 def test_a_cap_that_is_none_is_refused(asked: float) -> None:
     """A server can lower the cap, never lift it by something that is no number."""
@@ -312,6 +334,62 @@ def test_histories_are_those_of_each_patient(
         for patient in asked
     }
     assert set(book.histories(hashes(asked))) == (plain or {()})
+
+
+def test_what_paid_for_a_round_is_found(ledger: Ledger) -> None:
+    """By study and instruction alone; of two charges the last, its secret gone once settled."""
+
+    def round_of(one: Request) -> Round:
+        return Round(
+            fold=one.fold,
+            round_number=one.round_number,
+            weights_sha256=one.weights_sha256,
+            data_fingerprint=one.data_fingerprint,
+        )
+
+    asked = request(1)
+    assert ledger.find(asked.study, round_of(asked), receipts=Told()) is None
+    first = reserve(ledger, asked)
+    reserve(ledger, request(2))
+    assert ledger.find(asked.study, round_of(asked), receipts=Told()) == first
+    assert ledger.find("6" * 64, round_of(asked), receipts=Told()) is None
+    assert ledger.find(asked.study, round_of(request(3)), receipts=Told()) is None
+    last = reserve(ledger, request(1, ANN, BOB, CAT))
+    assert ledger.find(asked.study, round_of(asked), receipts=Told()) == last
+    ledger.settle(last)
+    settled = replace(last, secret=None)
+    assert ledger.find(asked.study, round_of(asked), receipts=Told()) == settled
+
+
+def test_what_paid_is_not_looked_for_in_an_old_copy(ledger: Ledger) -> None:
+    """Where ledger or receipts are older than the other remembers, nothing is given back."""
+    asked = request(1)
+    told = Told(been=(EMPTY, Head(1, "1" * 64)))
+    ledger.reserve(asked, cap=CAP, secret=fresh, receipts=told)
+    round_ = Round(fold=0, round_number=1, weights_sha256="a" * 64, data_fingerprint="d" * 64)
+    assert ledger.find(asked.study, round_, receipts=told) is not None
+    for older in (Told(Head(9, "9" * 64), told.been), Told()):
+        with pytest.raises(LedgerDamaged):
+            ledger.find(asked.study, round_, receipts=older)
+
+
+def test_the_form_of_the_file_stays(ledger: Ledger) -> None:
+    """A ledger is read by later versions, so the same rounds are the same content for ever."""
+    given = iter([bytes([1]) * 32, bytes([2]) * 32])
+    reserved = [
+        ledger.reserve(request(number), cap=CAP, secret=lambda: next(given), receipts=Told())
+        for number in (1, 2)
+    ]
+    ledger.settle(reserved[0])
+    ledger.restore([whole(STEP, CAT)], lost=[Head(9, "9" * 64)])
+    with contextlib.closing(sqlite3.connect(ledger.path)) as db:
+        content = [
+            (table, *db.execute(f"SELECT * FROM {table} ORDER BY 1"))
+            for table in ("rows", "last", "cohorts", "secrets")
+        ]
+    assert hashlib.sha256(repr(content).encode()).hexdigest() == (
+        "cffe8c5d77fe43d7a8311e609feeb299da9aee46607b504f0924bb1a77cbe7b4"
+    )
 
 
 # Secrets.

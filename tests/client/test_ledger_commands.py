@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,6 +126,42 @@ def test_the_table_has_every_condition_and_no_patient(site: Path, ledger: Ledger
         assert words in shown.stdout
     assert "guarantee: differential privacy per patient" in shown.stdout
     assert "north-" not in shown.stdout
+
+
+def test_the_table_is_laid_out_for_people(site: Path, ledger: Ledger) -> None:
+    """Who could be sampled; a row a study, one that a restore charged too; spent, cap, left."""
+    study, everybody = "c" * 64, ["north-0"]
+    ledger.restore(
+        [
+            WholeStudy(
+                study=study,
+                unit=Unit.EXAM,
+                randomness=Randomness.SECRET,
+                mechanism=STEP,
+                patients=everybody,
+            )
+        ],
+        lost=(),
+    )
+    spent, left = cost(16), 4.0 - cost(16)
+    lines = says("show", site).stdout.splitlines()
+    assert lines[0] == (
+        "Site north: 3 patients could be sampled so far; 3 rounds without a reply; 1 restore."
+    )
+    assert lines[1] == ""
+    assert [re.split(r" {2,}", line) for line in lines[2:7] if not line.startswith("-")] == [
+        ["study", "unit", "rounds", "steps", "sigma / C", "q", "alone"],
+        ["a" * 12, "patient", "2", "8", "2", "0.1", rounded_up(cost(8))],
+        ["b" * 12, "patient", "1", "4", "2", "0.1", rounded_up(cost(4))],
+        ["c" * 12, "exam", "all (restored)", "4", "2", "0.1", rounded_up(cost(4))],
+    ]
+    assert lines[7] == ""
+    assert lines[8].split() == ["spent", "cap", "left"]
+    shown_spent, cap, shown_left = map(float, lines[10].split())
+    assert (cap, lines[11]) == (4.0, "")
+    assert spent <= shown_spent < spent + 0.01
+    assert left - 0.01 < shown_left <= left
+    assert lines[-1] == f"Head: {ledger.verify(None)}"
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import http.client
 import logging
+import re
 import socket
 import threading
 import time
@@ -216,6 +218,64 @@ def test_a_fault_of_the_app_is_a_code(
             reply = ask(grid)
             assert decode_refusal(reply.error) is RefusalCode.INTERNAL
     assert "Mustermann" not in caplog.text + reply.error.reason
+
+
+def test_numbers_for_the_sites_engineer(federation: Path, tmp_path: Path) -> None:
+    """On its own loopback: whether the server answers, what was asked, refused, and its size."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    site = settings(federation)
+    assert site.link is not None
+    site = site.model_copy(update={"link": site.link.model_copy(update={"health_port": port})})
+    calls = iter([False, True])
+
+    def answer(message: Message) -> RecordDict:
+        if next(calls):
+            raise KeyError
+        return doubled(message)
+
+    with serving(site, answer):
+        assert "has not been reached yet" in look(port, "/health")
+        with open_link(federation, folder=tmp_path / "replies") as grid:
+            for _ in range(2):
+                ask(grid)
+            assert look(port, "/health") == "ok\n"
+            text = look(port, "/metrics")
+            end = time.monotonic() + MOST_S
+            while 'code="internal"' not in text and time.monotonic() < end:
+                text = look(port, "/metrics")
+    for line in (
+        "fedward_connected 1",
+        'fedward_messages_total{type="train"} 2',
+        'fedward_refusals_total{code="internal"} 1',
+        "fedward_late_replies_total 0",
+    ):
+        assert f"{line}\n" in text
+    sizes = re.findall(r"^fedward_(?:received|sent)_bytes_total (\d+)$", text, re.M)
+    assert all(VALUES.nbytes < int(size) < 10_000 for size in sizes)
+
+
+def look(port: int, path: str) -> str:
+    """What the site's own page says."""
+    end = time.monotonic() + MOST_S
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=MOST_S)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        except ConnectionRefusedError:  # it is about to start
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        finally:
+            connection.close()
+
+
+def test_silence_of_the_server_is_said() -> None:
+    """After so long without an answer the site isn't well, and says for how long."""
+    traffic = client.link.Traffic(heard_s=time.monotonic() - 100)
+    assert not traffic.health(silence_s=1000).wrong
+    assert "has not answered for 100 s" in traffic.health(silence_s=50).wrong
 
 
 def test_it_works_through_a_proxy(

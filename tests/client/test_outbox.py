@@ -65,6 +65,20 @@ def test_asked_again_the_bytes_are_the_same(outbox: Outbox, flat: Any, metrics: 
     assert passed(again or REPLY).sha256 == passed(reply).sha256
 
 
+def test_a_reply_of_an_earlier_version_is_found(outbox: Outbox) -> None:
+    """The form of the files stays: what was stored before an update is answered after it."""
+    path = outbox.folder / KEY.study_sha256 / f"0-3-train-{'a' * 64}-{'d' * 64}.reply"
+    path.parent.mkdir()
+    path.write_bytes(
+        b'{"format":1,"name":"%b","metrics":{"accuracy":"0x1.8000000000000p-1",'
+        b'"loss":"0x1.0000000000000p-1"},"weights":true,"sha256":'
+        b'"24f3a877db2bde58edff2b0d6a0ae33c174a3be5b6ed2b1435a2fae51c384d76"}\n'
+        b"\x00\x00\x80?\x00\x00\x00\xc0" % path.name.encode()
+    )
+    reply = Reply(np.array([1, -2], dtype=np.float32), {"loss": 0.5, "accuracy": 0.75})
+    assert wire(outbox.find(KEY)) == wire(reply)
+
+
 OTHERS = [
     replace(KEY, study_sha256="6" * 64),
     replace(KEY, kind=EVALUATE),

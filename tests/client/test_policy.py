@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,8 @@ C = RefusalCode
         (study(privacy={"target_delta": 1e-5}), site(), None),
         (study(), site(declared=100_000), None),
         (study(), site(declared=100_001), C.BAD_INSTRUCTION),
-        (study(), site(declared=None), C.INTERNAL),
-        (study(privacy={"unit": "image"}), site(unit="image", images=None), C.INTERNAL),
+        (study(), site(declared=None), C.NOT_DECLARED),
+        (study(privacy={"unit": "image"}), site(unit="image", images=None), C.NOT_DECLARED),
         (study(privacy={"unit": "image"}), site(unit="image", images=200_000), C.BAD_INSTRUCTION),
         (study(model={"name": "resnet-9000"}), site(), C.BAD_INSTRUCTION),
         (study(model={"name": "resnet18"}), site(), None),
@@ -116,6 +117,7 @@ def test_the_policy_decides(asked: Study, of: SiteSettings, expected: RefusalCod
     assert code(check_study, asked, of) == expected
     found = objections(asked, of)
     assert (found[0].code if found else None) == expected
+    assert all(re.fullmatch(r"[a-z].*\.", one.sentence) for one in found)
 
 
 def test_a_smaller_delta_than_the_studys_is_a_cap() -> None:
@@ -134,12 +136,24 @@ def test_the_steward_reads_every_objection() -> None:
 
 
 @pytest.mark.parametrize(
+    ("unit", "key"), [("image", "declared_images"), ("patient", "declared_patients")]
+)
+def test_the_steward_reads_which_number_is_missing(unit: str, key: str) -> None:
+    """The number that a study's unit needs is named as site.yaml spells it."""
+    asked = study(privacy={"unit": unit})
+    (found,) = objections(asked, site(unit="image", declared=None, images=None))
+    assert found.sentence.startswith(f"{key} ")
+
+
+@pytest.mark.parametrize(
     ("patients", "declared", "minimum", "enough"),
     [
         (10, None, 10, True),
         (9, None, 10, False),
         (80, 100, 10, True),
         (79, 100, 10, False),
+        (7999, 10_000, 10, False),
+        (8000, 10_000, 10, True),
         (12, 10, 13, False),
         (4, 5, 1, True),
         (3, 4, 1, False),
@@ -200,6 +214,9 @@ def test_a_model_beyond_the_largest_message_is_refused() -> None:
     assert code(check_size, layout, site(max_message_mb=1.0)) is C.TOO_LARGE
     assert code(check_size, layout, site(max_message_mb=1.1)) is None
     assert most_bytes(site(max_message_mb=1.5)) == 1_500_000
+    fits, beyond = Layout(("w",), ((249_744,),)), Layout(("w",), ((249_745,),))
+    assert code(check_size, fits, site(max_message_mb=1.0)) is None
+    assert code(check_size, beyond, site(max_message_mb=1.0)) is C.TOO_LARGE
 
 
 def test_only_so_many_new_studies_a_day() -> None:
@@ -218,9 +235,15 @@ def test_only_so_many_new_studies_a_day() -> None:
 
 
 def test_a_study_that_would_fill_the_disk_is_refused() -> None:
-    """A text beyond 64 KiB is not kept."""
-    long = study(classes=[f"class {number:05}" for number in range(7000)])
-    assert code(check_new_study, long, site(), first_seen_s=(), now_s=0.0) is C.TOO_LARGE
+    """A text of 64 KiB is kept, one byte more is not."""
+
+    def answer(asked: Study) -> RefusalCode | None:
+        return code(check_new_study, asked, site(), first_seen_s=(), now_s=0.0)
+
+    short = study(classes=["dark", "bright"])
+    room = 2**16 - len(short.canonical().encode())
+    assert answer(study(classes=["dark", "bright" + "t" * room])) is None
+    assert answer(study(classes=["dark", "bright" + "t" * (room + 1)])) is C.TOO_LARGE
 
 
 STUDY = study(training={"rounds": 5})

@@ -16,6 +16,7 @@ from client.receipts import Asked, Receipts, Refused, Sent, SentArray, rotate_re
 from common.chain import Head
 from common.errors import RefusalCode
 from common.privacy.epsilon import Epsilon, Randomness, Unit
+from common.signed import public_hex
 from common.statement import StatedEpsilon
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -79,10 +80,10 @@ def test_the_table_says_what_left_and_what_was_refused(folder: Path) -> None:
     ]
     assert "train refused" in over
     assert "over-budget: The site's privacy budget doesn't allow this round." in over
-    assert "refused" in unread
-    assert "bad-instruction" in unread
+    assert unread.split()[3:5] == ["refused", "bad-instruction:"]
     assert statement.split()[3:] == ["abababab", "2", "statement", "900", "bytes"]
-    assert "new key" in key
+    public = public_hex(open_keys(folder / "state").receipts)
+    assert key.split()[3:] == ["new", "key", "signs", "from", "here", "on:", f"{public[:16]}..."]
     assert below == [
         "Study abababab: epsilon per patient (delta 1e-05, add/remove one patient, local: the site "
         "adds its noise itself; server and other sites need no trust; guarantee: differential "
@@ -127,9 +128,13 @@ def test_each_problem_is_named_by_its_line(folder: Path) -> None:
     assert said.exit_code == 1
     assert said.stdout.startswith("line 1: was changed after it was signed.\nline 2: ")
     found = json.loads(says(folder, "--verify", "--json").stdout)
-    assert (found["whole"], found["problems"][0]["line"]) == (False, 1)
+    assert found["whole"] is False
+    sentence = said.stdout.splitlines()[0].removeprefix("line 1: ")
+    assert found["problems"][0] == {"line": 1, "sentence": sentence}
     path.write_bytes(path.read_bytes().replace(b'"bytes":4129', b'"bytes":    '))
-    assert "can't be read" in says(folder).stdout
+    assert says(folder).stdout.splitlines()[2].split(maxsplit=1) == [
+        *("1", "can't be read; see --verify")
+    ]
     assert json.loads(says(folder, "--json").stdout)["receipts"][0] is None
 
 
@@ -168,6 +173,33 @@ def test_a_site_without_a_state_folder_is_bad_input(folder: Path) -> None:
     assert "state" in said.stderr
 
 
+def test_where_only_refusals_left_the_totals_say_so(tmp_path: Path) -> None:
+    """No kinds are listed where no message left."""
+    (tmp_path / "site.yaml").write_text("name: north\nstate: state\n")
+    state = tmp_path / "state"
+    book = Receipts(state / "receipts.jsonl", open_keys(state).receipts, quiet)
+    book.append(Refused(asked=None, code=RefusalCode.BAD_INSTRUCTION), now=NOW)
+    book.append(Refused(asked=None, code=RefusalCode.BAD_INSTRUCTION), now=NOW)
+    said = says(tmp_path).stdout
+    assert "\n0 messages left, 0 bytes; 2 refusals listed.\n" in said
+    once, twice = said.splitlines()[2:4]
+    assert "times" not in once
+    assert twice.endswith(" (2 times)")
+
+
+def test_an_array_has_its_shape(folder: Path) -> None:
+    """An array of several dimensions is named as people write it."""
+    state = folder / "state"
+    book = Receipts(state / "receipts.jsonl", open_keys(state).receipts, quiet)
+    asked = Asked(kind="train", study=STUDY, fold=0, round=4, weights="cd" * 32)
+    array = SentArray(name="w", shape=(2, 3000), dtype="float32", bytes=24_000)
+    sent = Sent(
+        asked=asked, sha256="0f" * 32, bytes=24_000, arrays=(array,), metrics={}, epsilon=None
+    )
+    book.append(sent, now=NOW)
+    assert "w (2 x 3,000 float32); 24,000 bytes" in says(folder).stdout
+
+
 def test_before_the_first_message_there_is_nothing(tmp_path: Path) -> None:
     """Reading makes neither folder nor key."""
     (tmp_path / "site.yaml").write_text("name: north\nstate: state\n")
@@ -184,6 +216,9 @@ def test_a_restore_is_a_row_that_says_what_was_given_up(folder: Path) -> None:
     lost = Head(9, "9" * 64)
     book.restore([lost], ledger=Head(3, "3" * 64), now=NOW)
     row = next(line for line in says(folder).stdout.splitlines() if "restored" in line)
-    assert "messages may be missing above" in row
-    assert "9:99999999999999" in row
+    assert row.split("restored", 1)[1].strip() == (
+        "messages may be missing above; given up: 9:99999999999999..."
+    )
+    book.restore([], ledger=Head(3, "3" * 64), now=NOW)
+    assert "missing above; nothing given up\n" in says(folder).stdout
     assert says(folder, "--head", str(lost)).exit_code == 0

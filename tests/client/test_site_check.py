@@ -375,9 +375,22 @@ def test_a_budget_that_would_end_too_early_is_said(home: Path) -> None:
     study = study_of(home)
     assert "study" not in dict(found(checked(home, study), Level.ATTENTION))
     train(home, study_of(home, "name=earlier", "training.rounds=1"))
-    early = dict(found(checked(home, study), Level.ATTENTION))["study"]
-    assert "the budget would end before the study does" in early
+    early = dict(found(checked(home, study), Level.MEND))["study"]
+    assert "the budget would end before the study does: it lasts for 0 of 2 rounds" in early
+    assert "refused at its start" in early
     assert early.count("add/remove one patient") == 2
+    site_line("min_patients: 5", "min_patients: 5, whole_studies: optional")(home)
+    early = dict(found(checked(home, study), Level.ATTENTION))["study"]
+    assert "the later ones are refused" in early
+    assert not checked(home, study).mend
+
+
+def test_images_that_a_policy_lets_in_must_be_declared(home: Path) -> None:
+    """Without their number no study of unit image can be planned."""
+    site_line("min_patients: 5", "min_patients: 5, unit: image")(home)
+    assert "declared_images" in dict(found(checked(home), Level.MEND))["settings"]
+    (home / "site.yaml").write_text((home / "site.yaml").read_text() + "declared_images: 20\n")
+    assert "settings" not in dict(found(checked(home), Level.MEND))
 
 
 @pytest.mark.parametrize(
@@ -434,6 +447,8 @@ def test_what_was_decided_on_the_study_is_said(home: Path) -> None:
 def test_the_preview_is_what_leaves(home: Path, folds: int | None, release: str) -> None:
     """Arrays, metric names and bytes are those of real messages of the same study."""
     more(f"release: {release}")(home)
+    # Another key could put all of so few patients on one side, and then no metric is left.
+    (home / "state" / "keys" / "pseudonyms.key").write_bytes(bytes([1] * 32))
     study = study_of(home, "training.rounds=1", f"data.folds={json.dumps(folds)}")
     preview = checked(home, study).preview
     assert preview is not None

@@ -35,7 +35,7 @@ from common.models import pack, study_model
 
 AFTER = 100  # instructions: then other sites, with nothing in their records
 MOST_BYTES = 500_000_000  # beyond what it was at the beginning
-LONGEST_S = 120.0  # the slowest answer, on a machine with other work
+LONGEST_S = 120.0  # of CPU, the slowest answer: odd targets take long to plan noise for
 POLICIES = {
     "manual": Policy(studies_per_day=6),
     "automatic": Policy(
@@ -87,13 +87,13 @@ def in_time() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    before = signal.signal(signal.SIGPROF, stop)  # pytest-timeout has the clock's
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 class Server:
@@ -207,6 +207,11 @@ def other_study(server: Server) -> tuple[RecordDict, str]:
 def one_more(server: Server) -> tuple[RecordDict, str]:
     """A study that nobody has seen before."""
     return server.signed(server.right(server.site.study(f"seed={server.rng.randrange(10**9)}")))
+
+
+def undeclared(server: Server) -> tuple[RecordDict, str]:
+    """A unit of privacy whose number the site hasn't declared."""
+    return server.signed(server.right(server.site.study("privacy.unit=image")))
 
 
 def nobody_left(server: Server) -> tuple[RecordDict, str]:
@@ -361,18 +366,22 @@ ONE_FIELD: dict[Case, int] = {  # right but for one field; how often
     question: 4,
     one_more: 6,
     nobody_left: 1,
+    undeclared: 1,
 }
 WHERE: dict[Case, str] = {  # such a site refuses it for the reason that is meant
     other_study: "automatic",
     one_more: "manual",
     nobody_left: "open",
+    undeclared: "open",
     explodes: "open",
 }
 OTHERS: dict[Case, int] = {nothing: 8, garbage: 6, explodes: 1}
 
 
 @pytest.mark.parametrize(
-    "instructions", [300, pytest.param(10_000, marks=pytest.mark.long)], ids=["short", "long"]
+    "instructions",
+    [300, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(7200)])],
+    ids=["short", "long"],
 )
 def test_no_instruction_is_too_strange(hospital: Callable[..., Any], instructions: int) -> None:
     """A reply or a refusal in fixed words for each; every code that a server can bring about."""
@@ -392,15 +401,15 @@ def test_no_instruction_is_too_strange(hospital: Callable[..., Any], instruction
         if case in WHERE:
             server = servers[list(POLICIES).index(WHERE[case])]
         content, kind = case(server)
-        started = time.monotonic()
+        started = time.process_time()
         with in_time():
             answer = server.site.ask(content, kind, sign=False)
-        slowest, most = max(slowest, time.monotonic() - started), max(most, resident_bytes())
+        slowest, most = max(slowest, time.process_time() - started), max(most, resident_bytes())
         counts[outcome(answer)] += 1
     one_field = sum(case in ONE_FIELD for case in drawn) / len(drawn)
     print(
         f"\n{instructions} instructions, {one_field:.0%} of them right but for one field; slowest "
-        f"{slowest:.1f} s; {(most - begin) / 1e6:.0f} MB more\n"
+        f"{slowest:.1f} s of CPU; {(most - begin) / 1e6:.0f} MB more\n"
         + "\n".join(f"{count:6} {name}" for name, count in counts.most_common())
     )
     for server in servers:
@@ -416,8 +425,9 @@ def test_no_instruction_is_too_strange(hospital: Callable[..., Any], instruction
 
 def begun(hospital: Callable[..., Any], policy: str, place: int) -> tuple[Any, Any]:
     """A site that has met one study, and its steward has ended another."""
-    settings = {"policy": POLICIES[policy], "budget": {"epsilon": 500.0}, "declared_images": 12}
-    site = hospital(f"{policy}-{place}", **settings)
+    images = None if policy == "open" else 12
+    settings = {"policy": POLICIES[policy], "budget": {"epsilon": 500.0}}
+    site = hospital(f"{policy}-{place}", **settings, declared_images=images)
     study, ended = site.study(), site.study("name=ended")
     site.approve(study, ended)
     withdraw(site.settings, ended.sha256, now_s=0.0)

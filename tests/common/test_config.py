@@ -82,6 +82,7 @@ def test_every_problem_is_told_at_once() -> None:
         ("privacy.target_epsilon", float("nan"), "must be a finite number; got NaN."),
         ("privacy.target_epsilon", float("inf"), "must be a finite number; got Infinity."),
         ("privacy", {"enabled": True, "target_delta": 0.001}, "`privacy.target_delta` must be at"),
+        ("privacy", {"enabled": True, "target_delta": 1e-15}, "must be at least 1e-12, below"),
         ("privacy", None, "`privacy` must be a group of keys; got nothing."),
         ("training", [], "`training` must be a group of keys; got a list of 0."),
         ("seed", "5", '`seed` must be a whole number; got "5".'),

@@ -81,11 +81,13 @@ def test_another_studys_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_history_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
-    """Lines of rounds that will be run again go, and so does a closing evaluation."""
+    """Lines of rounds that will be run again go, and so does what they ended with."""
     path = tmp_path / "history.jsonl"
     for number in (1, 2, 3):
         append_history(path, {"round": number})
-    append_history(path, {"round": 2, "closing": True})
+    append_history(path, {"round": 3, "closing": True})
+    truncate_history(path, after_round=3)
+    assert len(read_history(path)) == 4
     truncate_history(path, after_round=2)
     assert read_history(path) == [{"round": 1}, {"round": 2}]
 

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
+    DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
     RegisterNodeFleetRequest,
@@ -50,10 +51,12 @@ from client.enrolment import certificate_request
 from client.keys import open_keys
 from client.link import CHANNEL_OPTIONS, Connection
 from common.errors import BadInput, RunFailed
+from common.health import prometheus_text
 from common.messages import UNREACHABLE
 from server import provision
-from server.door import node_id
-from server.link import LinkGrid, open_link
+from server.door import LARGE_AT_ONCE, Refused, node_id
+from server.exchange import refusal_of
+from server.link import LinkGrid, _Bad, _flat, open_link
 
 SITES = {"alpha": "", "mallory": ""}
 NODE_ALPHA = 40_202_503_117_626_263  # must never change: sites are known by it
@@ -100,13 +103,16 @@ class Caller:
     clock_off_s: float = 0.0
 
     def __call__(self, name: str, request: Any) -> Any:
+        return getattr(self.stub, name)(request, timeout=MOST_S, metadata=self.headers())
+
+    def headers(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Flower's node authentication."""
         now = (NOW_() + datetime.timedelta(seconds=self.clock_off_s)).isoformat()
-        metadata = (
+        return (
             ("flwr-public-key-bin", public(self.key)),
             ("flwr-timestamp", now),
             ("flwr-signature-bin", self.key.sign(now.encode(), ec.ECDSA(hashes.SHA256()))),
         )
-        return getattr(self.stub, name)(request, timeout=MOST_S, metadata=metadata)
 
     def ask(self) -> Any:
         """Ask for a message."""
@@ -356,9 +362,26 @@ def test_a_revoked_site_is_out_at_once(running: Running, monkeypatch: pytest.Mon
         code, details = refusal(call.ask)
         assert (code, details) == (grpc.StatusCode.PERMISSION_DENIED, "the site is revoked")
     (reply,) = running.grid.pull_messages([message_id])
-    assert reply.has_error()
+    assert refusal_of(reply) == "revoked by the coordinator"
     assert "mallory" not in running.grid.sites.values()
     unharmed(running)
+
+
+def test_a_revoked_site_does_not_stop_the_round(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked by rounds that began before, it is answered for at once, and the others go on."""
+    monkeypatch.setattr("server.door._LOOK_AGAIN_S", 0.0)
+    nodes = list(running.grid.sites)
+    path = running.folder / "federation.yaml"
+    path.write_text(path.read_text().rstrip()[:-1] + ", revoked: true}\n")
+    with honest(running):
+        messages = [Message(packed(VALUES), node, "train") for node in nodes]
+        replies = list(running.grid.send_and_receive(messages, timeout=MOST_S))
+    assert sorted(refusal_of(reply) if reply.has_error() else "" for reply in replies) == [
+        "",
+        "revoked by the coordinator",
+    ]
 
 
 def test_who_is_revoked_while_it_waits_gets_nothing(
@@ -488,6 +511,155 @@ def test_calls_are_rationed(running: Running) -> None:
         code, details = refusal(call.ask)
         assert (code, details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls")
     unharmed(running)
+
+
+def test_calls_without_a_body_hold_nobody_else(running: Running) -> None:
+    """A site that opens many calls and sends no request in any of them stands in its own way."""
+    go_on = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        go_on.wait(MOST_S)
+        yield from ()
+
+    own = open_keys(running.folder / "mallory" / "state").node
+    credentials = grpc.ssl_channel_credentials(
+        (running.folder / "ca.pem").read_bytes(),
+        private(own),
+        (running.folder / "mallory" / "site.pem").read_bytes(),
+    )
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(8):  # connections of 8 calls each: more than the server has threads
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            channel = grpc.secure_channel(running.address, credentials, options)
+            call = channel.stream_unary("/flwr.proto.Fleet/PullMessages")
+            stack.enter_context(channel)
+            signed = Caller(None, own, 0).headers()
+            opened += [call.future(nothing(), timeout=MOST_S, metadata=signed) for _ in range(8)]
+        end = time.monotonic() + MOST_S
+        while running.grid.refused().get(("mallory", "too many calls at once"), 0) < 20:
+            assert time.monotonic() < end, running.grid.refused()
+            time.sleep(0.05)
+        unharmed(running)
+        assert sum(not one.done() for one in opened) >= 8
+        go_on.set()
+
+
+def test_large_objects_travel_few_at_once(running: Running) -> None:
+    """One of a site, so many in all; who waits too long is told to come again."""
+    door = running.grid._door
+    give_back = door.one_large("mallory", timeout_s=MOST_S)
+    with pytest.raises(Refused, match="too many large"):
+        door.one_large("mallory", timeout_s=0.01)
+    others = [door.one_large(f"site-{n}", timeout_s=MOST_S) for n in range(LARGE_AT_ONCE - 1)]
+    with pytest.raises(Refused, match="too many large"):
+        door.one_large("alpha", timeout_s=0.01)
+    give_back()
+    door.one_large("alpha", timeout_s=MOST_S)()
+    door.one_large("mallory", timeout_s=MOST_S)()
+    for give_back in others:
+        give_back()
+    with call_as(running, "mallory") as call:
+        code, details = refusal(
+            lambda: call.stub.PullObject(pull("0" * 64), timeout=1000, metadata=call.headers())
+        )
+        assert (code, details) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            "the call's deadline is not within 120 s",
+        )
+    unharmed(running)
+    assert door._large._value == LARGE_AT_ONCE  # each place was given back
+
+
+def test_large_trees_are_not_walked() -> None:
+    """A tree of more objects than the reply can have is refused by its number, unread."""
+
+    class Many:
+        object_id = "0" * 64
+        children = range(60_000)
+
+    with pytest.raises(_Bad, match="more objects"):
+        _flat(Many(), most_objects=100)  # type: ignore[arg-type]
+
+
+def test_who_is_late_is_no_attacker(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """What belongs to a message that was replaced is dropped: not taken, and not counted."""
+    caplog.set_level(logging.INFO)
+    first = ask(running, "mallory")
+    objects = list(running.grid._boxes.posted("mallory").objects)
+    with call_as(running, "mallory") as call:
+        assert call.ask().messages_list
+        chunk, content = chunk_of(b"x")
+        tree = ObjectTree(object_id="0" * 64, children=[ObjectTree(object_id=chunk)])
+        announced = call("PushMessages", reply_to(first, src=call.node, tree=tree))
+        second = ask(running, "mallory", VALUES + 1)
+        only = set(objects) - set(running.grid._boxes.posted("mallory").objects)
+        late = push(chunk, content)
+        late.session_id = announced.session_id
+        for name, request in [
+            ("PushObject", late),
+            ("PushMessages", reply_to(first, src=call.node, tree=tree)),
+            ("ConfirmMessageReceived", confirm(first)),
+            *[("PullObject", pull(one)) for one in only],
+        ]:
+            code, _ = refusal(lambda name=name, request=request: call(name, request))
+            assert code is grpc.StatusCode.NOT_FOUND, name
+        assert not running.grid.refused()
+        assert running.grid._door.late["mallory"] == 3 + len(only)
+        assert "refused" not in caplog.text
+        assert call.ask().messages_list[0].metadata.message_id == second
+        code, _ = refusal(lambda: call("ConfirmMessageReceived", confirm("f" * 64)))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert sum(running.grid.refused().values()) == 1
+
+
+def test_who_has_left_is_missing(running: Running) -> None:
+    """A site that said that it stops isn't waited with; its next call brings it back."""
+    with call_as(running, "mallory") as call:
+        call.ask()
+        assert running.grid._boxes.here() == ("mallory",)
+        call("DeactivateNode", DeactivateNodeRequest(node_id=call.node))
+        assert running.grid._boxes.here() == ()
+        call.ask()
+        assert running.grid._boxes.here() == ("mallory",)
+
+
+def test_a_pause_asks_nothing(running: Running) -> None:
+    """While paused nothing is asked of any site; afterwards the same round goes on."""
+    running.grid.pause()
+    assert running.grid.health().wrong == "paused until SIGUSR2"
+    replies: list[Message] = []
+
+    def send() -> None:
+        message = Message(packed(VALUES), node_id("alpha"), "train")
+        replies.extend(running.grid.send_and_receive([message], timeout=MOST_S))
+
+    thread = threading.Thread(target=send, daemon=True)
+    with honest(running):
+        thread.start()
+        thread.join(0.5)
+        assert running.grid._boxes.waiting() == 0
+        assert not replies
+        running.grid.go_on()
+        thread.join(MOST_S)
+    assert len(replies) == 1
+    assert not running.grid.health().wrong
+
+
+def test_numbers_for_the_coordinator(running: Running) -> None:
+    """Who is here, what came and went, what was refused: in Prometheus' form."""
+    unharmed(running)
+    with call_as(running, "mallory") as call:
+        refusal(lambda: call("ConfirmMessageReceived", confirm("f" * 64)))
+        call.ask()
+        refusal(lambda: call("RegisterNode", RegisterNodeFleetRequest(public_key=b"")))
+    text = prometheus_text(running.grid.health().samples)
+    assert 'fedward_site_here{site="mallory"} 1' in text
+    assert 'fedward_site_silent_seconds{site="alpha"}' in text
+    assert "fedward_replies_total 1\n" in text
+    assert 'site="mallory",reason="the node id is another site\'s"} 1' in text
+    sizes = dict(re.findall(r"^fedward_(received|sent)_bytes_total (\d+)$", text, re.M))
+    assert all(VALUES.nbytes < int(size) < VALUES.nbytes + 10_000 for size in sizes.values())
 
 
 def test_a_reply_is_bounded_by_what_was_asked(running: Running) -> None:

@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.statement import sign
 from common.chain import Head
-from common.config import Study, parse
+from common.config import Study, Wire, parse
 from common.errors import REFUSAL_SENTENCES, RefusalCode, RunFailed
 from common.messages import (
     QUERY,
@@ -210,11 +210,12 @@ def run(
     sites: dict[int, Site],
     wanted: Study | None = None,
     stating: dict[int, Site] | None = None,
+    receipts_keys: dict[str, str] | None = None,
 ) -> Checkpoint:
     """All rounds, from zeros."""
     names = {node: NODES[node] for node in sites}
     layout = Layout(("w",), ((SIZE,),))
-    federation = Federation(wanted or study(), 0, names, layout, out)
+    federation = Federation(wanted or study(), 0, names, layout, out, receipts_keys or {})
     grid = FakeGrid(sites, stating or {})
     return run_rounds(grid, federation, np.zeros(SIZE, dtype=np.float32))  # type: ignore[arg-type]
 
@@ -310,6 +311,22 @@ def test_nobody_at_all_stops_the_study(tmp_path: Path) -> None:
     """A round without a single accepted reply fails even where one would do."""
     with pytest.raises(RunFailed, match="0 accepted"):
         run(tmp_path, {11: refuses, 12: fails})
+
+
+@pytest.mark.parametrize("wire", ["bfloat16", "int8"])
+def test_a_short_wire_brings_the_difference(tmp_path: Path, wire: Wire) -> None:
+    """Sites send what they have added, exactly; in fewer bytes, and in no other form."""
+
+    def adds(message: Message) -> Message:
+        update = np.full(SIZE, 0.5, dtype=np.float32)
+        reply = Reply(update, {})
+        return Message(encode_reply(reply, wire=wire), reply_to=message)
+
+    found = run(tmp_path, {11: adds, 12: honest, 13: adds}, study(3, wire=wire))
+    assert found.weights.tolist() == [1.5] * SIZE
+    line = read_history(tmp_path / "history.jsonl")[0]
+    assert line["joined"] == ["east", "west"]
+    assert "one flat" in line["left_out"]["north"]
 
 
 def test_average_uses_the_agreed_weights(tmp_path: Path) -> None:
@@ -434,10 +451,36 @@ def test_a_round_is_not_counted_twice(tmp_path: Path, monkeypatch: pytest.Monkey
     assert facts(tmp_path / "a") == facts(tmp_path / "b")
 
 
-def test_a_finished_study_only_repeats_its_closing_evaluation(tmp_path: Path) -> None:
-    """Resuming what is done trains nobody and changes neither weights nor history."""
+def test_a_finished_study_asks_nobody(tmp_path: Path) -> None:
+    """Resuming what is done changes neither weights nor history, and needs no site."""
     first = run(tmp_path, {11: honest, 12: honest})
     before = facts(tmp_path)
-    again = run(tmp_path, {11: killed_in_round(1), 12: killed_in_round(2)})
+    again = run(tmp_path, {11: killed_in_round(3), 12: killed_in_round(3)})
     assert again.weights.tobytes() == first.weights.tobytes()
     assert facts(tmp_path) == before
+
+
+def test_a_study_killed_among_its_statements_only_asks_for_them(tmp_path: Path) -> None:
+    """Sites that have stated forget their replies: the closing evaluation isn't asked for again."""
+
+    def dies(message: Message) -> Message:
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "a", {11: honest, 12: honest}, stating={12: dies})
+    assert "without_statement" not in read_history(tmp_path / "a" / "history.jsonl")[-1]
+    run(tmp_path / "a", {11: killed_in_round(3), 12: killed_in_round(3)})
+    run(tmp_path / "b", {11: honest, 12: honest})
+    assert facts(tmp_path / "a") == facts(tmp_path / "b")
+    assert facts(tmp_path / "a")[-1]["without_statement"] == {}
+
+
+def test_a_statement_is_by_the_registered_key(tmp_path: Path) -> None:
+    """Signed by another key than the site's registered one it is no statement of the site's."""
+    keys = {"east": public_hex(KEY), "north": "f" * 64}
+    run(tmp_path, {11: honest, 12: honest}, receipts_keys=keys)
+    missing = read_history(tmp_path / "history.jsonl")[-1]["without_statement"]
+    assert list(missing) == ["north"]
+    assert "another key" in missing["north"]
+    assert (tmp_path / "sites" / "east" / "statement.json").is_file()
+    assert not (tmp_path / "sites" / "north").exists()

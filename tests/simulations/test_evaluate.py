@@ -28,8 +28,10 @@ from common.models import pack, save, study_model
 from simulations.evaluate import (
     ALL_PATIENTS,
     OTHER_SITES,
+    OWN_TEST,
     TEST_PATIENTS,
     TEST_SIDE,
+    UNKNOWN_SPLIT,
     _with_data,
     evaluate_models,
     text,
@@ -169,6 +171,21 @@ def test_a_site_file_scores_that_site(finished: Path, tmp_path: Path) -> None:
     )
     assert scored.patients == 7
     assert set(scored.predictions.sites) == {"north"}
+
+
+def test_only_its_sites_know_whom_a_federation_tested(finished: Path, tmp_path: Path) -> None:
+    """Where no split is kept, all are scored, and it says so; a site's keys tell its test side."""
+    split = json.loads((finished / "run" / "sites" / "north" / "split.json").read_text())
+    shutil.copytree(finished / "run", tmp_path / "run", ignore=shutil.ignore_patterns("sites"))
+    (scored,) = evaluate_models([tmp_path / "run"], data=finished / "manifest.csv")
+    assert (scored.patients, scored.who) == (24, UNKNOWN_SPLIT.format(unit="patient"))
+    (tmp_path / "site.yaml").write_text(
+        f"name: north\ndata: {finished / 'manifest.csv'}\nstate: state\n"
+        "randomness: seeded-for-testing\n"  # whose patients' keys are those of a simulation
+    )
+    (scored,) = evaluate_models([tmp_path / "run"], data=tmp_path / "site.yaml")
+    assert scored.who == OWN_TEST.format(unit="patient")
+    assert set(scored.predictions.patients) == {key for key, part in split.items() if part == 0}
 
 
 def test_subgroups_are_scored_apart(finished: Path) -> None:

@@ -49,3 +49,27 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_warnings_beside_json(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that reads standard output is told no news."""
     assert printed(monkeypatch, Terminal(), quiet=True) == "site [north] was left out\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(28, "No space left on device", "/srv/name-of-a-patient"),
+            "No space left on device",
+        ),
+        (ValueError("a patient's name"), "ValueError"),
+    ],
+)
+def test_why_something_failed_is_said_without_its_text(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    """What the system says, else what kind of error it was; an error's text may hold anything."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    with shown(quiet=False):
+        try:
+            raise error
+        except Exception:
+            LOG.exception("a call failed")
+    assert stream.getvalue() == f"a call failed: {said}\n"

@@ -208,3 +208,14 @@ def test_real_chest_x_rays_run_through(shared_data: Path, tmp_path: Path) -> Non
     assert result.data_label == "real"
     pooled = result.evaluation["federated"]["all"]["macro_auroc"]
     assert pooled.low is not None
+
+
+@pytest.mark.parametrize("privacy", ["privacy.enabled=false", PRIVATE])
+def test_short_wires_bring_the_same_study_in_fewer_bytes(tiny: Path, privacy: str) -> None:
+    """Up goes a half or a quarter of the bytes, and the same study has the same bits again."""
+    long = run(tiny, "long", privacy, baselines=False).bytes_up
+    for wire, share in (("bfloat16", 0.52), ("int8", 0.28)):
+        change = f"federation.wire={wire}"
+        first, again = (run(tiny, wire + n, privacy, change, baselines=False) for n in "ab")
+        assert first.weights_sha256 == again.weights_sha256
+        assert first.bytes_up < share * long

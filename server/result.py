@@ -1,0 +1,256 @@
+"""What a coordinator knows at a study's end: result.json and a page, from histories and statements.
+
+It has no images, so nothing is evaluated here: metrics are those that sites release, and each
+site's epsilon is what the site itself has signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from common.config import Study
+from common.privacy.epsilon import Epsilon, rounded_up
+from common.privacy.not_covered import NOT_COVERED
+from common.report.html import bullets, definitions, document, paragraphs, section, table
+from common.report.text import Cell, Table
+from common.statement import Statement, read_statement
+from server.checkpoint import read_history
+
+_PACKAGES = ("fedward", "flwr", "grpcio", "numpy", "torch")
+_NOT_RUN = (
+    "an evaluation: the coordinator has no images; `fedward evaluate` does it wherever there are",
+    "a comparison with other models",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteResult:
+    """One site's part."""
+
+    rounds_joined: tuple[int, ...]  # of each fold
+    statement: Statement | None  # the last one: it counts all folds
+    metrics: Mapping[str, float]  # the last that it released
+    left_out: Mapping[str, int]  # rounds without it, by reason
+
+    @property
+    def epsilon(self) -> Epsilon | None:
+        """What it has stated."""
+        privacy = self.statement.privacy if self.statement else None
+        return privacy.bound() if privacy else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Its part of `result.json`."""
+        epsilon, said = self.epsilon, self.statement
+        joined = self.rounds_joined
+        return {
+            "epsilon": epsilon.value if epsilon else None,
+            "delta": epsilon.delta if epsilon else None,
+            "statement": epsilon.as_json() if epsilon else None,
+            "stated": said is not None,
+            "rounds_joined": joined[0] if len(joined) == 1 else list(joined),
+            "left_out": dict(self.left_out),
+            "patients": said.patients if said else None,
+            "images": said.images if said else None,
+            "metrics": dict(self.metrics),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A study that ended."""
+
+    study: Study
+    histories: tuple[Sequence[Mapping[str, Any]], ...]  # one a fold
+    sites: Mapping[str, SiteResult]
+    refused: Mapping[tuple[str, str], int]  # calls, by site and reason, since the server began
+    seconds: float
+
+    @property
+    def worst(self) -> Epsilon | None:
+        """The largest epsilon that a site has stated; None unless all that joined have."""
+        joined = [site for site in self.sites.values() if any(site.rounds_joined)]
+        found = [site.epsilon for site in joined if site.epsilon is not None]
+        if not found or len(found) < len(joined):
+            return None
+        return max(found, key=lambda epsilon: epsilon.value)
+
+    @property
+    def weights_sha256(self) -> str:
+        """The one model's hash, or one over the folds' in order, as a simulation gives it."""
+        hashes = [history[-1]["weights_sha256"] for history in self.histories]
+        if len(hashes) == 1:
+            return str(hashes[0])
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+    def privacy(self) -> dict[str, Any]:
+        """What the sites promise; the coordinator itself promises nothing."""
+        if not self.study.privacy.enabled:
+            return {"enabled": False, "sentence": "none: trained without differential privacy"}
+        worst = self.worst
+        covered = {name for site in self.sites.values() for name in _not_covered(site)}
+        said = "as the sites' own signed statements say; the coordinator promises nothing"
+        if worst is None:
+            return {"enabled": True, "sentence": said, "not_covered": sorted(covered)}
+        sentence = f"at most {worst}, {said}"
+        stated = {"enabled": True, **worst.as_json(), "sentence": sentence}
+        return stated | {"not_covered": sorted(covered)}
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        study = self.study
+        lines = [line for history in self.histories for line in history]
+        return {
+            "format": 1,
+            "study": study.name,
+            "study_sha256": study.sha256,
+            "model": study.model.name,
+            "engine": "grpc",
+            "rounds": study.training.rounds,
+            "folds": study.data.folds,
+            "seed": study.seed,
+            "weights_sha256": self.weights_sha256,
+            "seconds": round(self.seconds, 3),
+            "bytes_up": sum(line["bytes_up"] for line in lines),
+            "bytes_down": sum(line["bytes_down"] for line in lines),
+            "versions": _versions(),
+            "device": "the sites' own",
+            "privacy": self.privacy(),
+            "sites": {name: site.as_json() for name, site in self.sites.items()},
+            "refused_calls": [
+                {"site": site, "reason": reason, "calls": count}
+                for (site, reason), count in sorted(self.refused.items())
+            ],
+            "evaluation": {},
+            "not_run": list(_NOT_RUN),
+        }
+
+    def page(self) -> str:
+        """The same as one page of HTML."""
+        study, facts = self.study, self.as_json()
+        header = (
+            '<header>\n<p class="kind">fedward federation report</p>\n'
+            f"<h1>{escape(study.name)}: {escape(study.model.name)}</h1>\n"
+            f"<p>{study.training.rounds} rounds with {len(self.sites)} sites.</p>\n</header>\n"
+        )
+        shown = ("study_sha256", "weights_sha256", "seed", "seconds", "bytes_up", "bytes_down")
+        made = {name: str(facts[name]) for name in shown} | facts["versions"]
+        sections = (
+            section("Sites", self._sites()),
+            section("Rounds without a site", self._left_out()),
+            section("Calls that were refused", self._refused()),
+            section("Privacy", self._privacy()),
+            section("What was not run", bullets(_NOT_RUN)),
+            section("How this was made", definitions(made.items())),
+        )
+        return document(f"{study.name}: federation report", header, sections)
+
+    def _sites(self) -> str:
+        names = sorted({name for site in self.sites.values() for name in site.metrics})
+        rows = tuple(
+            (
+                name,
+                (
+                    Cell(", ".join(map(str, site.rounds_joined))),
+                    *map(Cell, _stated(site)),
+                    *(Cell(f"{site.metrics[m]:.3f}" if m in site.metrics else "") for m in names),
+                ),
+            )
+            for name, site in self.sites.items()
+        )
+        header = ("", "rounds joined", "epsilon", "patients", "images", *names)
+        caption = "What each site brought and spent; metrics are those that it released last"
+        return table(Table(header, rows, ()), caption)
+
+    def _left_out(self) -> str:
+        rows = tuple(
+            (name, (Cell(reason), Cell(str(count))))
+            for name, site in self.sites.items()
+            for reason, count in sorted(site.left_out.items())
+        )
+        if not rows:
+            return paragraphs(["None: every site took part in every round."])
+        return table(Table(("", "why", "rounds"), rows, ()), "Rounds without a site, and why")
+
+    def _refused(self) -> str:
+        rows = tuple(
+            (site, (Cell(reason), Cell(str(count))))
+            for (site, reason), count in sorted(self.refused.items())
+        )
+        if not rows:
+            return ""
+        return table(Table(("", "why", "calls"), rows, ()), "Since the server was last started")
+
+    def _privacy(self) -> str:
+        said = self.privacy()
+        missing = said.get("not_covered", [])
+        beyond = "<h3>Not covered</h3>\n" + bullets(missing) if missing else ""
+        return paragraphs([said["sentence"]]) + beyond
+
+
+def result_of(
+    study: Study,
+    legs: Mapping[int, Path],
+    *,
+    refused: Mapping[tuple[str, str], int],
+    seconds: float,
+) -> Result:
+    """Read what a study has left in its folders.
+
+    Args:
+        study: the study.
+        legs: the folder of each fold, in order.
+        refused: calls that the link refused, by site and reason.
+        seconds: how long the server ran.
+    """
+    histories = tuple(read_history(folder / "history.jsonl") for folder in legs.values())
+    lines = [line for history in histories for line in history]
+    released = [line["metrics"] for line in reversed(lines)]
+    names = {name for line in lines for name in (*line.get("joined", ()), *line["left_out"])}
+    sites = {
+        name: SiteResult(
+            rounds_joined=tuple(
+                sum(name in line.get("joined", ()) for line in history) for history in histories
+            ),
+            statement=_last_statement(legs, name),
+            metrics=next((found[name] for found in released if name in found), {}),
+            left_out=Counter(line["left_out"][name] for line in lines if name in line["left_out"]),
+        )
+        for name in sorted(names)
+    }
+    return Result(study, histories, sites, dict(refused), seconds)
+
+
+def _last_statement(legs: Mapping[int, Path], site: str) -> Statement | None:
+    for folder in reversed(list(legs.values())):
+        path = folder / "sites" / site / "statement.json"
+        if path.is_file():
+            return read_statement(path.read_bytes())  # checked before it was kept
+    return None
+
+
+def _stated(site: SiteResult) -> tuple[str, str, str]:
+    if site.statement is None:
+        return "no statement", "", ""
+    epsilon, counts = site.epsilon, (site.statement.patients, site.statement.images)
+    patients, images = ("not released" if count is None else str(count) for count in counts)
+    return "none" if epsilon is None else rounded_up(epsilon.value), patients, images
+
+
+def _not_covered(site: SiteResult) -> tuple[str, ...]:
+    return (
+        ()
+        if site.statement is None
+        else tuple(NOT_COVERED[name] for name in site.statement.not_covered)
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
