@@ -46,7 +46,13 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         number = getattr(record, "round_number", None)
-        return record.getMessage() + ("" if number is None else self._note(number))
+        said = record.getMessage() + ("" if number is None else self._note(number))
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return said
+        # Not an exception's own text, which may hold anything; what the system says is its own.
+        why = error.strerror if isinstance(error, OSError) else None
+        return f"{said}: {why or type(error).__name__}"
 
 
 def _bar() -> logging.Handler:

@@ -18,6 +18,8 @@ from simulations.benchmarks import (
     link,
     models,
     mrnet_phantom,
+    site_overhead,
+    wire,
 )
 
 BENCHMARKS = {
@@ -31,6 +33,8 @@ BENCHMARKS = {
     "link": link.measure,
     "models": models.measure,
     "mrnet-phantom": mrnet_phantom.measure,
+    "site-overhead": site_overhead.measure,
+    "wire": wire.measure,
 }
 
 
