@@ -174,7 +174,11 @@ def server(
         bool, typer.Option("--resume", help="Without --out: go on with the last run in runs/.")
     ] = False,
 ) -> None:
-    """Run a study with the hospitals of a federation, over the network."""
+    """Run a study with the hospitals of a federation, over the network.
+
+    Ctrl-C or SIGTERM stops it, and the same command goes on; SIGUSR1 pauses it, SIGUSR2 ends the
+    pause.
+    """
     with _edge():
         loaded = _study(study, list(overrides or []), None)
         folder = out or _new_folder(loaded.name, resume=resume)
@@ -184,6 +188,7 @@ def server(
 
             with shown(quiet=False):
                 serve(loaded, federation, out=folder)
+        typer.echo(f"Report:  {folder / 'report.html'}")
         typer.echo(f"Numbers: {folder / 'result.json'}")
 
 
@@ -541,10 +546,11 @@ def site_check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look whether a site is ready to join, and at what would leave; sends nothing.
+    """Look whether a site is ready to join, and at what would leave; sends nothing of it.
 
-    Data, policy, state folder, keys, clock, device, privacy engine, ledger and receipts. Exit code
-    1 where something must be mended. The report stays at the site.
+    Data, policy, state folder, keys, clock, device, privacy engine, ledger and receipts; and, where
+    there is a `link`, whether the server would let the site in. Exit code 1 where something must
+    be mended. The report stays at the site.
     """
     with _edge():
         from client.site_check import check_site
