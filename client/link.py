@@ -73,6 +73,12 @@ _SHORT_PAUSE_S, _IDLE_PAUSE_S = (
 )  # only where a server answers at once that there is nothing
 _WARN_DAYS = 30
 _KINDS = (TRAIN, EVALUATE, QUERY)
+# Not there, or about to end: a server that stops answers who waits in a call with CANCELLED.
+_AWAY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
 _UNWANTED = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)  # late, or refused
 
 CHANNEL_OPTIONS = (
@@ -517,6 +523,6 @@ def _least_bytes(tree: ObjectTree) -> int:
 def _reason(error: grpc.RpcError) -> str:
     """What went wrong with a call, for the engineer."""
     code, details = error.code(), error.details() or ""
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if code in _AWAY:
         return f"can't be reached ({details[:200]})"
     return f"refuses this site ({details[:200]})"

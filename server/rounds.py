@@ -223,7 +223,7 @@ def _too_few(federation: Federation, outcome: _Round, round_number: int, accepte
     remedy = (  # a resumed run would come to the same weights again
         "Lower the learning rate and start a new run."
         if diverged
-        else "Mend the sites and go on with --resume."
+        else "Mend the sites, then start the same command again (a simulation: with --resume)."
     )
     return (
         f"round {round_number} has {accepted} accepted replies, and the study needs {wanted} "
