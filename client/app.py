@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from client.gate import pass_refusal
 from client.ledger import OverBudget
 from client.site import Site, open_site
-from common.compute import settle
+from common.compute import keep_freed_memory, settle
 from common.config import SiteSettings, parse
 from common.errors import BadData, BadInput, FedwardError, RefusalCode, RunFailed, SiteRefusal
 from common.messages import EVALUATE, QUERY, TRAIN
@@ -62,6 +62,7 @@ def on_query(message: Message, context: Context) -> Message:
 
 def _answer(message: Message, context: Context, kind: str) -> Message:
     settle()
+    keep_freed_memory()
     try:
         site = _site(str(context.node_config["site"]))
     except (FedwardError, OSError) as error:  # without records there is no receipt either

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +13,26 @@ from cryptography.x509.oid import NameOID
 
 from client.keys import SiteKeys, open_keys
 from client.state import make_private, state_folder, write_private
-from common.certificates import fingerprint
-from common.config import load_site
+from common.certificates import fingerprint, plain_pem
+from common.config import SiteSettings, load_site, parse
 from common.enrolment import read_enrolment
 from common.errors import BadInput
+from common.plain_yaml import read_yaml
 
 SETTINGS, AUTHORITY, COORDINATOR = "site.yaml", "ca.pem", "coordinator.pem"
 ENROLMENT = "enrolment.pem"
+
+_TEMPLATE = """\
+# {name}: the hospital's own file; its word beats the server's.
+# Every key that may stand here, with a sentence: fedward schema site --yaml
+# Paths are relative to this file.
+name: {name}
+data:                # a manifest.csv, or the root of an ILD or MRNet tree
+declared_patients:   # a round number, public; no more than there are
+state: state         # keys, ledger, receipts, replies: on a disk that is backed up
+link:
+  server: {server}
+"""
 
 
 @dataclass(frozen=True)
@@ -49,33 +61,35 @@ class Joining:
 
 
 def init_site(kit: Path, *, out: Path | None = None) -> Joining:
-    """Make a site of the kit that the coordinator sent; again, it renews the enrolment alone.
+    """Make a site of the kit that the coordinator sent; again, it writes the enrolment anew.
+
+    Whoever carries the kit could have changed it. So nothing of it is taken but a name, an address,
+    one certificate and one public key, whose fingerprints are compared by telephone.
 
     Args:
         kit: a folder with site.yaml, ca.pem and coordinator.pem.
-        out: the site's folder; by default one of the kit's name, here. Settings that are there
-            stay.
+        out: the site's own folder, another than the kit; by default one of the site's name, here.
+            Settings and keys that are there stay.
 
     Raises:
         BadInput: the kit isn't whole, names another authority or coordinator than the one that is
-            relied on already, or the folder can't be written.
+            relied on already, is the site's folder itself, or that can't be written.
     """
-    trusted = {name: _read(kit / name) for name in (AUTHORITY, COORDINATOR)}
-    try:
-        authority, coordinator = map(fingerprint, trusted.values())
-    except ValueError:
+    name, server = _asked(kit / SETTINGS)
+    trusted = {part: _plain(kit / part) for part in (AUTHORITY, COORDINATOR)}
+    folder = out or Path(name)
+    if folder.resolve() == kit.resolve():
         raise BadInput(
-            f"{kit}: {AUTHORITY} or {COORDINATOR} is damaged; have the coordinator send the kit "
-            "again."
-        ) from None
-    folder = out or Path(kit.resolve().name)
-    _read(kit / SETTINGS)
+            f"{kit}: the kit can't be the site's own folder, since whoever sent it could have put "
+            "keys there; name another --out, or move the kit."
+        )
     try:
         make_private(folder)
-        for name, content in trusted.items():
-            _keep(folder / name, content)
+        for part, content in trusted.items():
+            _keep(folder / part, content)
         if not (folder / SETTINGS).exists():
-            shutil.copyfile(kit / SETTINGS, folder / SETTINGS)
+            settings = _TEMPLATE.format(name=name, server=server)
+            write_private(folder / SETTINGS, [settings.encode()])
         site = load_site(folder / SETTINGS)
         keys = open_keys(state_folder(site))
         write_private(folder / ENROLMENT, [enrolment(keys, site=site.name)])
@@ -84,6 +98,7 @@ def init_site(kit: Path, *, out: Path | None = None) -> Joining:
             f"{folder}: can't be written ({error.strerror}); run as the user who shall own the "
             "site, or name another --out."
         ) from None
+    authority, coordinator = map(fingerprint, trusted.values())
     return Joining(
         site.name,
         folder,
@@ -107,6 +122,29 @@ def certificate_request(node_key: ec.EllipticCurvePrivateKey, *, site: str) -> b
     return request.sign(node_key, hashes.SHA384()).public_bytes(Encoding.PEM)
 
 
+def _asked(settings: Path) -> tuple[str, str]:
+    """The name and the server's address in a kit's settings; the rest of them isn't read."""
+    _read(settings)
+    content = read_yaml(settings)
+    link = content.get("link")
+    server = link.get("server") if isinstance(link, dict) else None
+    asked = {"name": content.get("name"), "link": {"server": server}}
+    site = parse(SiteSettings, asked, where=settings.name)
+    assert site.link is not None
+    return site.name, site.link.server
+
+
+def _plain(path: Path) -> bytes:
+    """One certificate or public key of a kit, without what else its file may hold."""
+    try:
+        return plain_pem(_read(path))
+    except ValueError:
+        raise BadInput(
+            f"{path}: must be one certificate, or one public key; have the coordinator send the "
+            "kit again."
+        ) from None
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -119,10 +157,11 @@ def _read(path: Path) -> bytes:
 
 def _keep(path: Path, content: bytes) -> None:
     """Write what the site will rely on; never over something else."""
-    if path.exists() and path.read_bytes() != content:
+    if not path.exists():
+        write_private(path, [content])
+    elif path.read_bytes() != content:
         raise BadInput(
             f"{path}: the kit's differs from the one that this site relies on. If the coordinator "
             "confirms the new one over the telephone, set the old one aside and run this again; if "
             "not, somebody else sent the kit."
         )
-    write_private(path, [content])

@@ -52,8 +52,9 @@ def write_private(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         OSError: the disk is full or broken; nothing half-written stays behind.
     """
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # of a process that was killed, or a link to somewhere else
     try:
-        opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(opened, "wb") as file:
             for piece in pieces:
                 for start in range(0, len(piece), _AT_ONCE):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
-import logging
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
@@ -13,17 +13,29 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-WARN_DAYS = 60
+WARN_DAYS = 60  # before a certificate ends: time enough to have a new one signed
 
-logger = logging.getLogger("fedward")
+
+def plain_pem(content: bytes) -> bytes:
+    """One certificate or one public key, written anew: nothing beside it is taken along.
+
+    Raises:
+        ValueError: none is there, or more than one.
+    """
+    if b"BEGIN CERTIFICATE" in content:
+        (certificate,) = x509.load_pem_x509_certificates(content)
+        return certificate.public_bytes(Encoding.PEM)
+    if content.count(b"-----BEGIN") != 1:
+        raise ValueError("expected one public key")
+    return load_pem_public_key(content).public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def fingerprint(pem: bytes) -> str:
     """A certificate or public key as people compare it by telephone; raises ValueError."""
-    if b"BEGIN CERTIFICATE" in pem:
-        return spoken(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER))
-    key = load_pem_public_key(pem)
-    return spoken(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    lines = plain_pem(pem).decode("ascii").splitlines()
+    return spoken(base64.b64decode("".join(lines[1:-1])))
 
 
 def spoken(content: bytes) -> str:
@@ -51,17 +63,3 @@ def days_left(pem: bytes, *, now: datetime.datetime) -> float:
     """Days until a certificate expires, negative afterwards; raises ValueError."""
     end = x509.load_pem_x509_certificate(pem).not_valid_after_utc
     return (end - now) / datetime.timedelta(days=1)
-
-
-def warn_before_expiry(pem: bytes, *, what: str, remedy: str, now: datetime.datetime) -> None:
-    """Log a warning for a certificate that has less than 60 days to live.
-
-    Args:
-        pem: the certificate.
-        what: its name in the sentence, such as "the site's certificate".
-        remedy: what a person should do.
-        now: the present, with a time zone.
-    """
-    left = days_left(pem, now=now)
-    if left < WARN_DAYS:
-        logger.warning("%s expires in %.0f days; %s", what, left, remedy)

@@ -20,14 +20,14 @@ def settle() -> None:
     torch.use_deterministic_algorithms(True)
     # Else torch writes NaN into all memory that it is about to write to, in every operation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch ships it untyped
-    _keep_freed_memory()
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep up to a GiB that torch frees, since the next step asks for it again.
+def keep_freed_memory() -> None:
+    """Let glibc keep up to a GiB that torch frees, for processes that train.
 
-    Else it may go back to the system after each step, and each fresh page costs time.
-    Anything below 32 MiB comes from what is kept; larger blocks can't (mallopt(3)).
+    The next step asks for it again; else it may go back to the system after each step, and each
+    fresh page costs time. Blocks below 32 MiB come from what is kept; larger ones can't
+    (mallopt(3)).
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

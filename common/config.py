@@ -788,6 +788,10 @@ class FederatedSite(_Frozen):
         ),
     )
     revoked: bool = Field(False, description="true shuts it out, also of a server that runs.")
+    # A list, since `sites` has been through Python (see `_named_alone`), which has no strict tuple.
+    revoked_keys: list[Annotated[str, Field(pattern=_NODE_KEY)]] = Field(
+        [], description="Node keys that it had before and that never come back."
+    )
 
 
 class FederationFile(_Frozen):

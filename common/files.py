@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import BadInput
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace `path` by `content` so that a kill or a full disk leaves the old file or the new."""
+    """Replace `path` by `content` so that a kill or a full disk leaves the old file or the new.
+
+    A file that is there keeps its mode and, where that is allowed, its owner.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
+            if path.exists():
+                before = path.stat()
+                os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+                with suppress(PermissionError):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

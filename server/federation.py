@@ -9,7 +9,11 @@ Nobody is let in on paper alone: both sides read fingerprints to each other over
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from common.certificates import days_left, fingerprint, named_hosts
-from common.config import FederationFile, load_federation
+from common.config import FederatedSite, FederationFile, load_federation
 from common.enrolment import Enrolment, read_enrolment
 from common.errors import BadInput
 from common.files import write_atomically
-from common.plain_yaml import load_yaml, read_yaml
+from common.plain_yaml import load_yaml
 from server.provision import (
     AUTHORITY,
     AUTHORITY_KEY,
@@ -33,35 +37,27 @@ from server.provision import (
     SERVER_KEY,
     make_authority,
     make_coordinator_key,
-    make_server_certificate,
+    replace_secret,
+    server_certificate,
     sign_request,
 )
 
 KITS = "kits"
 RENEW_DAYS = 60  # a server certificate with less to live is made anew
 
-_SETTINGS = """\
-# {name}: the hospital's own file; its word beats the server's.
-# Every key that may stand here, with a sentence: fedward schema site --yaml
-# Paths are relative to this file.
-name: {name}
-data:                # a manifest.csv, or the root of an ILD or MRNet tree
-declared_patients:   # a round number, public; no more than there are
-state: state         # keys, ledger, receipts, replies: on a disk that is backed up
-link:
-  server: {server}
-"""
+_SETTINGS = "name: {name}\nlink: {{server: '{server}'}}\n"
 _README = """\
 # {name} in the federation {federation}
 
 This folder holds no secret. Whoever sent it can't see your images, and gets nothing but what your
 own `site.yaml` lets out. Go on at the machine that has the images, with fedward installed there:
 
-1. `fedward site init {name}` (this folder) makes your keys in `state/keys`, which never leave that
-   machine, and `enrolment.pem`. It prints fingerprints.
+1. `fedward site init THIS_FOLDER --out {name}` makes the site's folder, `{name}`: its settings,
+   `site.yaml`; its keys in `state/keys`, which never leave that machine; and `enrolment.pem`. Of
+   this folder it takes a name, an address, a certificate and a key. It prints fingerprints.
 2. Telephone the coordinator, by a number that you knew before. Have them read to you the
    fingerprints of the authority and of the coordinator's key, and read them the enrolment's.
-3. Send them `enrolment.pem`. What comes back goes beside your settings as `site.pem`.
+3. Send them `enrolment.pem`. What comes back goes beside `site.yaml` as `site.pem`.
 4. Edit `site.yaml`: where the data are, how many patients you declare, what you allow.
 5. `fedward site check site.yaml` says whether you can join; it sends no data.
 6. `fedward site run site.yaml` waits for studies. `fedward site status site.yaml` shows each in
@@ -123,10 +119,10 @@ def provision(file: Path, *, now: datetime.datetime) -> Provisioned:
         BadInput: the file is wrong, names other files than the ones made here, or the folder can't
             be written.
     """
-    federation, folder = load_federation(file), file.absolute().parent
-    _own_files(federation, folder, file)
-    made = []
-    try:
+    with _alone(file) as folder:
+        federation = load_federation(file)
+        _own_files(federation, folder, file)
+        made = []
         if not (folder / AUTHORITY).exists():
             make_authority(folder, name=federation.name, now=now)
             made += [AUTHORITY, AUTHORITY_KEY]
@@ -135,27 +131,21 @@ def provision(file: Path, *, now: datetime.datetime) -> Provisioned:
             made += [COORDINATOR, COORDINATOR_KEY]
         host = federation.server.rpartition(":")[0].strip("[]")
         if not _server_is_good(folder, host, now=now):
-            for old in (SERVER, SERVER_KEY):
-                (folder / old).unlink(missing_ok=True)
-            make_server_certificate(folder, host=host, now=now)
+            # Whatever is missing, the old pair stays until there is a new one.
+            key, certificate = server_certificate(folder, host=host, now=now)
+            replace_secret(folder / SERVER_KEY, key)
+            replace_secret(folder / SERVER, certificate)
             made += [SERVER, SERVER_KEY]
         authority, coordinator = ((folder / n).read_bytes() for n in (AUTHORITY, COORDINATOR))
         for name in federation.sites:
-            made += _write_kit(
-                folder / KITS / name,
-                {
-                    "site.yaml": _SETTINGS.format(name=name, server=federation.server).encode(),
-                    "README.md": _README.format(
-                        name=name, federation=federation.name, server=federation.server
-                    ).encode(),
-                    AUTHORITY: authority,
-                    COORDINATOR: coordinator,
-                },
-            )
-    except OSError as error:
-        raise BadInput(
-            f"{folder}: can't be read or written ({error.strerror}); run as the user who owns it."
-        ) from None
+            words = {"name": name, "server": federation.server, "federation": federation.name}
+            kit = {
+                "site.yaml": _SETTINGS.format(**words).encode(),
+                "README.md": _README.format(**words).encode(),
+                AUTHORITY: authority,
+                COORDINATOR: coordinator,
+            }
+            made += _write_kit(folder / KITS / name, kit)
     return Provisioned(
         tuple(made), authority=fingerprint(authority), coordinator=fingerprint(coordinator)
     )
@@ -165,7 +155,7 @@ def sign(file: Path, request: Path, *, now: datetime.datetime) -> Signed:
     """Let a site in: its certificate beside its kit, its keys in federation.yaml.
 
     The same enrolment again renews the certificate. Another node key is taken only of a site that
-    was never enrolled or has been revoked.
+    was never enrolled or has been revoked; a key that was revoked never again.
 
     Args:
         file: federation.yaml.
@@ -175,37 +165,60 @@ def sign(file: Path, request: Path, *, now: datetime.datetime) -> Signed:
     Raises:
         BadInput: the enrolment is damaged, of no site of the file, or has a key it may not have.
     """
-    federation, folder = load_federation(file), file.absolute().parent
     enrolment = read_enrolment(request)
-    _may_have(federation, enrolment, file)
-    try:
-        certificate = sign_request(folder, enrolment.request, site=enrolment.site, now=now)
-    except OSError as error:
-        raise BadInput(
-            f"{folder}: {AUTHORITY} and {AUTHORITY_KEY} can't be read ({error.strerror}); put them "
-            "there, or run fedward federation provision first."
-        ) from None
-    path = folder / KITS / enrolment.site / "site.pem"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, certificate)
-    keys = {"node_key": enrolment.node_key, "receipts_key": enrolment.receipts_key}
-    _change(file, enrolment.site, {**keys, "revoked": None})
+    name = enrolment.site
+    with _alone(file) as folder:
+        federation = load_federation(file)
+        _may_have(federation, enrolment, file)
+        site = federation.sites[name]
+        before = [*site.revoked_keys, *([site.node_key] if site.revoked and site.node_key else [])]
+        keys = {"node_key": enrolment.node_key, "receipts_key": enrolment.receipts_key}
+        changed = _changed(file, name, {**keys, "revoked": None, "revoked_keys": before or None})
+        certificate = sign_request(folder, enrolment.request, site=name, now=now)
+        path = folder / KITS / name / "site.pem"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, certificate)
+        write_atomically(file.resolve(), changed)
     return Signed(
-        enrolment.site,
-        path,
-        fingerprint=enrolment.fingerprint,
-        days=days_left(certificate, now=now),
+        name, path, fingerprint=enrolment.fingerprint, days=days_left(certificate, now=now)
     )
 
 
 def revoke(file: Path, site: str) -> str:
     """Shut a site out, also of a server that runs; returns a sentence. Raises BadInput."""
-    _known(load_federation(file), site, file)
-    _change(file, site, {"revoked": True})
+    with _alone(file):
+        _known(load_federation(file), site, file)
+        write_atomically(file.resolve(), _changed(file, site, {"revoked": True}))
     return (
-        f"{site} is out from now on, of running servers too. To let it in again, with new keys, "
-        "sign a new enrolment."
+        f"{site} is out from now on; a running server on this file refuses it at its next call. To "
+        "let it in again, with a new node key, sign a new enrolment."
     )
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[Path]:
+    """Work beside a federation's file as the only process that does; gives its folder.
+
+    Raises:
+        BadInput: the folder, or what lies there, can't be read or written.
+    """
+    folder = file.resolve().parent
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BadInput(
+            f"{file}: can't be read ({error.strerror}); name an existing federation.yaml."
+        ) from None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield folder
+    except OSError as error:
+        raise BadInput(
+            f"{error.filename or folder}: can't be read or written ({error.strerror}); run as the "
+            f"user who owns the folder, with {AUTHORITY_KEY} there where a certificate is signed."
+        ) from None
+    finally:
+        os.close(opened)
 
 
 def _own_files(federation: FederationFile, folder: Path, file: Path) -> None:
@@ -258,36 +271,59 @@ def _known(federation: FederationFile, site: str, file: Path) -> None:
 
 
 def _may_have(federation: FederationFile, enrolment: Enrolment, file: Path) -> None:
-    """Raise BadInput unless the site may have this node key."""
+    """Raise BadInput unless the site may have these keys."""
     _known(federation, enrolment.site, file)
-    public = enrolment.node_key.split()[1]
     for name, site in federation.sites.items():
-        same = site.node_key is not None and site.node_key.split()[1] == public
-        if name != enrolment.site:
-            if same:
-                raise BadInput(
-                    f"{file.name}: {name} has this very node key; each site makes its own by "
-                    "fedward site init."
-                )
-        elif same and site.revoked:
+        if name != enrolment.site and _public(enrolment.node_key) in _all_keys(site):
             raise BadInput(
-                f"{file.name}: this key of {name} was revoked; have the site make a new node key "
-                "(A site's key is lost, in deploy/RUNBOOK.md) and enrol with that."
+                f"{file.name}: {name} has this very node key, or had it; each site makes its own "
+                "by fedward site init."
             )
-        elif site.node_key is not None and not same and not site.revoked:
-            raise BadInput(
-                f"{file.name}: {name} is enrolled with another node key. If that one is lost or "
-                f"known to others, run fedward federation revoke {file.name} {name} first; if not, "
-                "somebody else is asking."
-            )
+    site = federation.sites[enrolment.site]
+    if site.node_key is None:
+        return
+    same = _public(site.node_key) == _public(enrolment.node_key)
+    if _public(enrolment.node_key) in map(_public, site.revoked_keys) or (same and site.revoked):
+        raise BadInput(
+            f"{file.name}: this key of {enrolment.site} was revoked; have the site make a new node "
+            "key (A site's key is lost, in deploy/RUNBOOK.md) and enrol with that."
+        )
+    if not same and not site.revoked:
+        raise BadInput(
+            f"{file.name}: {enrolment.site} is enrolled with another node key. If that one is lost "
+            f"or known to others, run fedward federation revoke {file.name} {enrolment.site} "
+            "first; if not, somebody else is asking."
+        )
+    if same and site.receipts_key not in (None, enrolment.receipts_key):
+        raise BadInput(
+            f"{file.name}: {enrolment.site} is enrolled with another receipts key. If the site "
+            "confirms over the telephone that it has a new one, remove its receipts_key from the "
+            "file and sign again; if not, somebody else is asking."
+        )
 
 
-def _change(file: Path, site: str, changes: dict[str, object]) -> None:
-    """Set keys of a site in federation.yaml (None: remove); the rest keeps its very text."""
-    content = read_yaml(file)
+def _public(node_key: str) -> str:
+    """The key itself, without what stands around it."""
+    return node_key.split()[1]
+
+
+def _all_keys(site: FederatedSite) -> set[str]:
+    """The node keys that a site has or had."""
+    return {
+        _public(key) for key in (*site.revoked_keys, *([site.node_key] if site.node_key else []))
+    }
+
+
+def _changed(file: Path, site: str, changes: dict[str, object]) -> bytes:
+    """The file with keys of a site set (None: removed); the rest keeps its very text.
+
+    Raises:
+        BadInput: the site is written in a way that can't be edited.
+    """
+    text = file.read_bytes().decode("utf-8-sig")
+    content = load_yaml(text, where=file.name)
     values = {**(content["sites"][site] or {}), **changes}
     values = {key: value for key, value in values.items() if value is not None}
-    text = file.read_text()
     start, end = _span(yaml.compose(text), "sites", site)
     inner = ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
     blank = "" if text[start - 1].isspace() else " "
@@ -298,7 +334,7 @@ def _change(file: Path, site: str, changes: dict[str, object]) -> None:
             f"{file.name}: sites.{site} is written in a way that can't be edited here; write it as "
             f"{site}: {{{inner}}}"
         )
-    write_atomically(file, changed.encode())
+    return changed.encode()
 
 
 def _span(node: Any, *keys: str) -> tuple[int, int]:

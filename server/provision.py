@@ -58,6 +58,13 @@ def make_authority(folder: Path, *, name: str, now: datetime.datetime) -> None:
 
 def make_server_certificate(folder: Path, *, host: str, now: datetime.datetime) -> None:
     """Make server.key and server.pem in the authority's folder, for a host name or an address."""
+    key, certificate = server_certificate(folder, host=host, now=now)
+    _write(folder / SERVER_KEY, key)
+    _write(folder / SERVER, certificate)
+
+
+def server_certificate(folder: Path, *, host: str, now: datetime.datetime) -> tuple[bytes, bytes]:
+    """A server's new private key and its certificate (PEM), by the authority in `folder`."""
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = _sign(
         folder,
@@ -67,8 +74,7 @@ def make_server_certificate(folder: Path, *, host: str, now: datetime.datetime) 
         purpose=ExtendedKeyUsageOID.SERVER_AUTH,
         now=now,
     )
-    _write(folder / SERVER_KEY, _private(key))
-    _write(folder / SERVER, certificate)
+    return _private(key), certificate
 
 
 def make_coordinator_key(folder: Path) -> None:
@@ -187,6 +193,14 @@ def _host(host: str) -> x509.GeneralName:
 
 def _private(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def replace_secret(path: Path, content: bytes) -> None:
+    """Put a file for its owner alone in the place of one that may be there."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    _write(new, content)
+    new.replace(path)
 
 
 def _write(path: Path, content: bytes) -> None:

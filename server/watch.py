@@ -94,7 +94,7 @@ def read_view(run_dir: Path) -> View:
         leg,
         rounds=[line for line in lines if not line.get("closing")],
         closing=next((line for line in lines if line.get("closing")), None),
-        statements=_statements(folder / "sites"),
+        statements=_statements(folder / "sites", study),
         finished=(run_dir / "result.json").is_file(),
         silent_s=max(0.0, time.time() - latest),
     )
@@ -118,7 +118,7 @@ def curve(values: Sequence[float]) -> str:
     >>> curve([3.0, 2.0, 1.0])
     '█▅▁'
     """
-    last = values[-WIDTH:]
+    last = [value / 2 for value in values[-WIDTH:]]  # halved: no difference is infinite
     low, high = min(last, default=0.0), max(last, default=0.0)
     if low == high:
         return _BARS[0] * len(last)
@@ -166,7 +166,8 @@ def _sites(view: View) -> Table:
             if "loss" in line["metrics"].get(site, {})
         ]
         loss = f"{curve(losses)} {losses[-1]:.3f}" if losses else "not released"
-        table.add_row(site, str(joined), loss, _faults(view, site))
+        # As text: what a site sent must not style the terminal.
+        table.add_row(*map(Text, (site, str(joined), loss, _faults(view, site))))
     return table
 
 
@@ -196,11 +197,13 @@ def _some(rounds: Sequence[str]) -> str:
     return ", ".join(rounds) if len(rounds) <= 4 else f"{rounds[0]} ... {rounds[-1]}"
 
 
-def _statements(folder: Path) -> dict[str, Statement]:
+def _statements(folder: Path, study: Study) -> dict[str, Statement]:
     found = {}
     for path in sorted(folder.glob("*/statement.json")):
         try:
-            found[path.parent.name] = read_statement(path.read_bytes())
+            statement = read_statement(path.read_bytes())
         except ValueError:  # half-copied, or edited: it says nothing
             continue
+        if (statement.site, statement.study) == (path.parent.name, study.sha256):
+            found[statement.site] = statement
     return found

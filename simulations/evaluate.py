@@ -34,7 +34,6 @@ from common.errors import BadInput
 from common.metrics import (
     Evaluation,
     Predictions,
-    Unit,
     concatenate,
     confusion_matrix,
     evaluate_by_group,
@@ -69,6 +68,11 @@ UNKNOWN_SPLIT = (
     "with its site.yaml)"
 )
 OWN_TEST = "only the {unit}s that the site itself keeps for testing are scored"
+TODAYS_SPLIT = (
+    "only the {unit}s on the site's test side of today are scored; without privacy that side is "
+    "drawn among all {unit}s who are there, so if the data have changed since the training, the "
+    "model was trained on some of them"
+)
 TEST_SIDE = "only the {unit}s that the data keep for testing are scored"
 NOT_RUN = ("training: the models are scored as they are",)
 TEST_PATIENTS = "each {unit} is scored by a model that was not trained on that {unit}"
@@ -147,10 +151,13 @@ def _score(path: Path, data: Path, by: Sequence[str]) -> Scored:
     card = read_card(models[0][1])
     study = _with_data(card.study, data, _simulation(path))
     sites = _sites(study, data)
-    cohorts = {name: open_cohort(s, study, find_device(s.device)) for name, s in sites.items()}
-    unit = study.unit
     own_keys = all(site.state is not None for site in sites.values())
-    who = _who(path, cohorts, unit, own_keys=own_keys)
+    if own_keys and path.is_dir() and _is_federations(path):
+        # These keys gave the split in training, so they give it again, over as many parts.
+        folds = card.study.data.folds
+        study = study.model_copy(update={"data": study.data.model_copy(update={"folds": folds})})
+    cohorts = {name: open_cohort(s, study, find_device(s.device)) for name, s in sites.items()}
+    who = _who(path, cohorts, study, own_keys=own_keys)
     parts = []
     for fold, file in models:
         module = trained_part(load(file))
@@ -160,7 +167,7 @@ def _score(path: Path, data: Path, by: Sequence[str]) -> Scored:
             parts.append(predict_cohort(module, cohort, rows, study=study, device=device))
     predictions = concatenate(parts)
     if not len(predictions):
-        raise BadInput(f"{data}: expected at least one {unit} to score; got none.")
+        raise BadInput(f"{data}: expected at least one {study.unit} to score; got none.")
     seed = study.seed  # as the run itself does, so that its own numbers come out again
     evaluation = evaluate_by_site(predictions, seed=seed, resamples=RESAMPLES)
     for column in by:
@@ -250,6 +257,8 @@ def _rows(path: Path, fold: int, cohort: Cohort, *, own_keys: bool) -> NDArray[n
     """Which of a site's images the model of `fold` scores."""
     data = cohort.dataset
     if path.is_dir():
+        if _is_federations(path) and own_keys:
+            return cohort.test_rows(fold)
         parts = read_split(path, cohort.site.name)
         unknown = sorted(set(data.patients.tolist()) - parts.keys())
         if unknown and fold:
@@ -258,8 +267,6 @@ def _rows(path: Path, fold: int, cohort: Cohort, *, own_keys: bool) -> NDArray[n
                 "run, so none of its fold models is theirs; name one model file instead, such as "
                 f"{path}/folds/1/model.safetensors."
             )
-        if _is_federations(path) and own_keys:
-            return cohort.test_rows(fold)  # these keys gave the split in training, too
         tested = max(fold, 1) - 1
         return np.flatnonzero([parts.get(str(key), tested) == tested for key in data.patients])
     if (data.sides != "").any():
@@ -267,9 +274,13 @@ def _rows(path: Path, fold: int, cohort: Cohort, *, own_keys: bool) -> NDArray[n
     return np.arange(len(data.labels))
 
 
-def _who(path: Path, cohorts: Mapping[str, Cohort], unit: Unit, *, own_keys: bool) -> str:
+def _who(path: Path, cohorts: Mapping[str, Cohort], study: Study, *, own_keys: bool) -> str:
+    unit = study.unit
     if path.is_dir() and _is_federations(path):
-        return (OWN_TEST if own_keys else UNKNOWN_SPLIT).format(unit=unit)
+        if not own_keys:
+            return UNKNOWN_SPLIT.format(unit=unit)
+        # Only a keyed hash of each patient alone gives today's side whoever else has come or gone.
+        return (OWN_TEST if study.privacy.enabled else TODAYS_SPLIT).format(unit=unit)
     if path.is_dir():
         new = [name for name in cohorts if not read_split(path, name)]
         # Patients are known by their site and name, so a renamed site's would pass for new ones.

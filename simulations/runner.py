@@ -14,7 +14,7 @@ from client.app import forget_sites
 from client.budget import lasting
 from client.cohort import Cohort, open_cohort
 from client.predict import predict_cohort
-from common.compute import find_device, settle
+from common.compute import find_device, keep_freed_memory, settle
 from common.config import SiteSettings, Study
 from common.errors import BadInput, RunFailed
 from common.metrics import Predictions, concatenate
@@ -60,6 +60,7 @@ def run(
     """
     started = time.monotonic()
     settle()
+    keep_freed_memory()
     out = out or Path("runs") / study.name
     if engine not in ENGINES:
         raise BadInput(f"--engine must be one of {', '.join(ENGINES)}; got {engine}.")

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.compute import settle
+from common.compute import keep_freed_memory, settle
 from common.models import Shape, build_model
 from common.privacy.noise import Noise, secret_noise, seeded_noise
 from common.privacy.patient_sgd import Engine, private_steps
@@ -62,6 +62,7 @@ CASES = tuple(
 def measure(cases: tuple[Case, ...] = CASES) -> dict[str, object]:
     """Ratios of medians of 9 pairs; peak memory of a step above what it starts from."""
     settle()
+    keep_freed_memory()
     return {"cases": [_measure(case) for case in cases]}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from client.enrolment import init_site
-from client.keys import read_keys
+from client.keys import open_keys, read_keys
 from common.config import load_site
 from common.enrolment import read_enrolment
 from common.errors import BadInput
@@ -43,16 +43,51 @@ def test_a_site_has_its_own_keys(kit: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE((home / "state" / "keys").stat().st_mode) == 0o700
 
 
-def test_the_kit_becomes_the_site_where_it_lies(
+def test_a_site_is_made_beside_the_kit(
     kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without --out the site's folder has the kit's name, here; it may be the kit itself."""
+    """Without --out the site's folder has the site's name, here; it is never the kit itself."""
     monkeypatch.chdir(kit.parent)
-    assert init_site(Path("alpha")).folder.resolve() == kit.resolve()
-    assert (kit / "state" / "keys" / "node.pem").is_file()
+    with pytest.raises(BadInput, match="can't be the site's own folder"):
+        init_site(Path("alpha"))
+    assert not (kit / "state").exists()
     monkeypatch.chdir(tmp_path)
     init_site(kit)
     assert (tmp_path / "alpha" / "site.yaml").is_file()
+
+
+def test_who_carries_the_kit_plants_nothing(kit: Path, tmp_path: Path) -> None:
+    """Keys, links and settings that are put into it aren't taken: fingerprints don't cover them."""
+    open_keys(kit / "state")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (kit / ".ca.pem.partial").symlink_to(victim)
+    settings = (kit / "site.yaml").read_text()
+    bad = (
+        f"state: {kit / 'state'}\npolicy: {{approval: automatic}}\nrandomness: seeded-for-testing\n"
+    )
+    (kit / "site.yaml").write_text(settings + bad)
+    (kit / "ca.pem").write_bytes(b"ssh-ed25519 AAAA carrier\n" + (kit / "ca.pem").read_bytes())
+    home = tmp_path / "alpha"
+    home.mkdir()
+    (home / ".ca.pem.partial").symlink_to(victim)
+    init_site(kit, out=home)
+    assert victim.read_text() == "mine"
+    site = load_site(home / "site.yaml")
+    assert site.state == home / "state"
+    assert (site.policy.approval, site.randomness) == ("manual", "secret")
+    assert b"carrier" not in (home / "ca.pem").read_bytes()
+    planted = read_keys(kit / "state").node.public_key()
+    assert read_keys(home / "state").node.public_key() != planted
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "coordinator.pem"])
+def test_a_second_authority_in_a_kit_is_refused(kit: Path, tmp_path: Path, name: str) -> None:
+    """All of such a file would be trusted, and the fingerprint would be the first one's."""
+    (kit / name).write_bytes((kit / name).read_bytes() * 2)
+    with pytest.raises(BadInput, match="must be one certificate, or one public key"):
+        init_site(kit, out=tmp_path / "alpha")
+    assert not (tmp_path / "alpha").exists()
 
 
 def test_again_it_changes_no_key_and_no_setting(kit: Path, tmp_path: Path) -> None:
@@ -99,6 +134,6 @@ def test_a_damaged_key_in_the_kit_makes_nothing(kit: Path, tmp_path: Path) -> No
     (kit / "ca.pem").write_text(
         "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"
     )
-    with pytest.raises(BadInput, match="damaged"):
+    with pytest.raises(BadInput, match="must be one certificate"):
         init_site(kit, out=tmp_path / "alpha")
     assert not (tmp_path / "alpha").exists()

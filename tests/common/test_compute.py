@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.compute import find_device, settle
+from common.compute import find_device, keep_freed_memory, settle
 from common.errors import BadInput
 
 
@@ -33,10 +33,10 @@ def test_freed_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     glibc = SimpleNamespace(mallopt=lambda *setting: asked.append(setting))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: glibc)
-    settle()
+    keep_freed_memory()
     assert asked == [(-1, 2**30), (-3, 2**25)]
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
-    settle()
+    keep_freed_memory()
 
 
 def test_a_device_is_found_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -375,6 +375,7 @@ OTHER = {
     "model.name": "other",
     "privacy.target_delta": 1e-6,
     "federation.weights": {"north": 2.0},
+    "federation.wire": "int8",
 }
 # Nothing to change to, or not alone.
 ONE_VALUE = {"format", "task", "data.kind", "privacy.unit", "strategy.name"}

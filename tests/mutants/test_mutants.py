@@ -89,8 +89,14 @@ MUTANTS = {
     ),
     "Gram matrices of vectors too small for float32": Mutant(
         "common.privacy.bookkeeping",
-        "scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)",
-        "scale = torch.ones_like(largest)",
+        "lost = (1 + of_wide.sum(1)) * _LOST",
+        "lost = 0 * of_wide.sum(1)",
+        (ENGINES,),
+    ),
+    "Gram matrices rounded to float32 taken for exact": Mutant(
+        "common.privacy.bookkeeping",
+        "bounds = squares + sum(part.rounded for part in booked)",
+        "bounds = squares.clone()",
         (ENGINES,),
     ),
     "noise in float32 without a grid": Mutant(

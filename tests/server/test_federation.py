@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import stat
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from cryptography import x509
@@ -170,33 +171,101 @@ def test_the_same_enrolment_renews(federation: Path) -> None:
 
 def test_another_key_needs_a_revocation_first(federation: Path) -> None:
     """Who asks with new keys is refused, until the old ones are revoked; those never come back."""
-    old = enrolment_of(federation, "alpha")
-    sign(federation, old, now=NOW)
-    new = enrolment_of(federation, "alpha", at="elsewhere")
+    first = enrolment_of(federation, "alpha")
+    sign(federation, first, now=NOW)
+    second = enrolment_of(federation, "alpha", at="elsewhere")
     before = federation.read_text()
     with pytest.raises(BadInput, match="another node key"):
-        sign(federation, new, now=NOW)
+        sign(federation, second, now=NOW)
     assert federation.read_text() == before
     revoke(federation, "alpha")
     with pytest.raises(BadInput, match="was revoked"):
-        sign(federation, old, now=NOW)
+        sign(federation, first, now=NOW)
     assert load_federation(federation).enrolled == {}
-    sign(federation, new, now=NOW)
+    sign(federation, second, now=NOW)
     assert set(load_federation(federation).enrolled) == {"alpha"}
-    with pytest.raises(BadInput, match="another node key"):
-        sign(federation, old, now=NOW)
+    revoke(federation, "alpha")
+    for known in (first, second):
+        with pytest.raises(BadInput, match="was revoked"):
+            sign(federation, known, now=NOW)
+    sign(federation, enrolment_of(federation, "alpha", at="third"), now=NOW)
+    with pytest.raises(BadInput, match="was revoked"):
+        sign(federation, first, now=NOW)
+
+
+def test_another_receipts_key_is_not_slipped_in(federation: Path, tmp_path: Path) -> None:
+    """The node key alone, stolen, doesn't let anybody sign statements with keys of their own."""
+    enrolment = enrolment_of(federation, "alpha")
+    sign(federation, enrolment, now=NOW)
+    other = enrolment_of(federation, "alpha", at="elsewhere")
+    request, _, _ = enrolment.read_bytes().partition(b"-----BEGIN PUBLIC")
+    _, mark, key = other.read_bytes().partition(b"-----BEGIN PUBLIC")
+    forged = tmp_path / "forged.pem"
+    forged.write_bytes(request + mark + key)
+    before = federation.read_text()
+    with pytest.raises(BadInput, match="another receipts key"):
+        sign(federation, forged, now=NOW)
+    assert federation.read_text() == before
+
+
+def test_without_the_authority_the_old_certificate_stays(federation: Path) -> None:
+    """A renewal that can't be signed leaves the server with what it has."""
+    folder = federation.parent
+    before = {name: (folder / name).read_bytes() for name in ("server.pem", "server.key")}
+    key = folder / "ca.key"
+    hidden = key.rename(folder.parent / "safe.key")
+    with pytest.raises(BadInput, match=r"ca\.key"):
+        provision(federation, now=NOW + datetime.timedelta(days=800))
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    hidden.rename(key)
+    assert "server.pem" in provision(federation, now=NOW + datetime.timedelta(days=800)).made
+
+
+def test_a_link_to_the_file_stays_one(federation: Path) -> None:
+    """What the server reads is changed, wherever the name leads; its mode stays."""
+    real = federation.rename(federation.with_name("real.yaml"))
+    federation.symlink_to(real)
+    real.chmod(0o640)
+    sign(federation, enrolment_of(federation, "alpha"), now=NOW)
+    revoke(federation, "alpha")
+    assert federation.is_symlink()
+    assert load_federation(real).sites["alpha"].revoked
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+
+
+def test_two_at_once_lose_nothing(federation: Path) -> None:
+    """Of two revocations at the same moment both are kept."""
+    for site in ("alpha", "beta"):
+        sign(federation, enrolment_of(federation, site), now=NOW)
+    text = federation.read_text()
+    for _ in range(20):
+        federation.write_text(text)
+        threads = [Thread(target=revoke, args=(federation, site)) for site in ("alpha", "beta")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert load_federation(federation).enrolled == {}
+
+
+def test_line_ends_stay(tmp_path: Path) -> None:
+    """A file that was written on another system keeps its way of ending lines."""
+    text = (HEAD + "sites:\n  alpha:\n  beta:\n").replace("\n", "\r\n")
+    file = provisioned(tmp_path / "coordinator", "sites: {alpha: }\n")
+    file.write_bytes(text.encode())
+    provision(file, now=NOW)
+    revoke(file, "beta")
+    assert file.read_bytes().count(b"\r\n") == text.count("\r\n")
 
 
 def test_no_two_sites_share_a_key(federation: Path) -> None:
     """A key of one site is refused in another's name."""
     enrolment = enrolment_of(federation, "alpha")
     sign(federation, enrolment, now=NOW)
-    stolen = enrolment.parents[1] / "stolen"
     (enrolment.parent / "site.yaml").write_text("name: beta\nstate: state\n")
     init_site(federation.parent / "kits" / "alpha", out=enrolment.parent)
     with pytest.raises(BadInput, match="alpha has this very node key"):
         sign(federation, enrolment, now=NOW)
-    assert not stolen.exists()
     assert keys_of(federation, "beta") is None
 
 
@@ -243,6 +312,6 @@ def test_signing_needs_the_authority(federation: Path) -> None:
     """Where its key was carried away, the sentence asks for it and nothing is written."""
     enrolment, before = enrolment_of(federation, "alpha"), federation.read_bytes()
     (federation.parent / "ca.key").unlink()
-    with pytest.raises(BadInput, match=r"ca\.key can't be read"):
+    with pytest.raises(BadInput, match=r"ca\.key: can't be read"):
         sign(federation, enrolment, now=NOW)
     assert federation.read_bytes() == before

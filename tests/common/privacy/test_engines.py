@@ -247,7 +247,8 @@ def test_every_rule_in_both_ways(ways: str, monkeypatch: pytest.MonkeyPatch) -> 
     for max_grad_norm in (limit, 1e3):
         got = summed(module, batch, data, "fast", max_grad_norm=max_grad_norm)
         expected = clipped(gradients, max_grad_norm)
-        assert float((got - expected).norm() / expected.norm()) <= 1e-5
+        # Booked norms are taken a little longer, by what float32 may have lost.
+        assert apart(got, expected) <= (1e-5 if ways == "kept" else 1e-4)
 
 
 class Summed(nn.Module):
@@ -316,7 +317,7 @@ def contribution(
 
 
 def test_the_guard_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it, a Gram matrix of near-cancelling rows lets a unit add more than C."""
+    """Without it, a unit of near-cancelling rows is clipped to a fraction of C, never to more."""
     monkeypatch.setattr(bookkeeping, "_KEPT_COST", 1e12)
     torch.manual_seed(0)
     module = nn.Linear(20, 300, bias=False)  # the Gram matrix is made of the narrow side
@@ -329,9 +330,47 @@ def test_the_guard_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         return float(found.sums[module.weight].double().norm())
 
     images = torch.randn(20, 20)
-    assert max(map(norm, images)) <= 0.01 * (1 + 1e-6)
+    norms = list(map(norm, images))
+    assert max(norms) <= 0.01 * (1 + 1e-6)
+    assert min(norms) >= 0.01 * (1 - 1e-4)
     monkeypatch.setattr(bookkeeping, "_CANCELS", 1e9)
-    assert max(map(norm, images)) > 0.01 * (1 + 1e-3)
+    norms = list(map(norm, images))
+    assert max(norms) < 0.5 * 0.01
+
+
+@pytest.mark.parametrize(("depth", "width"), [(64, 300), (300, 300), (512, 512)])
+def test_equal_numbers_are_not_taken_for_shorter(depth: int, width: int) -> None:
+    """Adding a constant up rounds the same way each time; rows just short of cancelling show it."""
+    torch.manual_seed(0)
+    module, signs = nn.Linear(depth, width, bias=False), torch.tensor([1.0, -1.0])
+    for scale in torch.rand(100) + 1:
+        inputs = torch.stack([torch.full((depth,), float(scale * q)) for q in (1.0, 4.99 / 6.99)])
+        found = BookKeeper(module).clipped(
+            lambda x=inputs: module(x).sum(1) * signs, [2], max_grad_norm=0.01
+        )
+        assert float(found.sums[module.weight].double().norm()) <= 0.01 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("value", [1.99499, 1.99, 1.87, 1.6])
+def test_norms_of_equal_numbers_are_right(value: float) -> None:
+    """Of 600,000 of them, as a server gets by weights of 0: to the slack."""
+    matrix = torch.full((2, 600_000), value)
+    expected = 600_000 * float(matrix[0, 0].double()) ** 2
+    found = bookkeeping.squared_norms(matrix)
+    assert float((found / expected - 1).abs().max()) <= 2 * bookkeeping.SLACK
+
+
+def test_a_row_that_overflows_downwards_hides_nothing() -> None:
+    """Minus infinity in a booked norm, beside a finite one: the unit adds nothing."""
+    module = nn.Linear(64, 64)
+    inputs = torch.zeros(9, 64)
+    inputs[1:, 0], inputs[0, 0] = 4.7, 0.1
+    scale = torch.full((9,), 1.1e18 * 9)
+    scale[0] = -1.8e19 * 9
+    found = BookKeeper(module).clipped(
+        lambda: module(inputs)[:, 0] * scale, [9], max_grad_norm=1e-3
+    )
+    assert float(torch.cat([s.flatten() for s in found.sums.values()]).norm()) <= 1e-3 * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -372,7 +411,8 @@ def test_a_group_that_does_not_fit_is_halved(engine: Engine, error: Exception) -
     expected = summed(module, batch, data, engine, max_grad_norm=0.05)
     got = summed(module, batch, examples, engine, max_grad_norm=0.05)
     assert max(seen) > 2
-    assert float((got - expected).norm() / expected.norm()) <= 1e-5  # Opacus' own 1e-6 on norms
+    # Opacus adds 1e-6 to norms, the fast engine what float32 may have lost, by its way.
+    assert apart(got, expected) <= (1e-4 if engine == "fast" else 1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
