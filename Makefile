@@ -4,12 +4,13 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulate test test-long mutants check lock wheelhouse clean
+.PHONY: help setup simulate test test-processes test-long mutants check lock wheelhouse clean
 
 help:
 	@echo 'make setup      install fedward and its tools into .venv (once)'
 	@echo 'make simulate   run the quick study and say where its report is'
-	@echo 'make test       run the tests'
+	@echo 'make test       run the tests but those of make test-processes (10 min on two cores)'
+	@echo 'make test-processes  tests that run, kill and cut off servers and sites; mutants'
 	@echo 'make test-long  run the long tests too, then make mutants (hours)'
 	@echo 'make mutants    change what guards privacy in thousands of ways; do the tests notice?'
 	@echo 'make check      style, types, arrows between packages, bundle, licences'
@@ -41,8 +42,16 @@ $(READY): requirements.lock pyproject.toml
 simulate: setup
 	$(BIN)/fedward simulate quick
 
+# Servers and sites as processes of their own, killed and cut off; whole commands of the README and
+# the runbook; the named mutants.
+PROCESSES := tests/chaos tests/deploy tests/mutants tests/test_federation_grpc.py \
+	tests/test_readme_federation.py
+
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PROCESSES:%=--ignore=%)
+
+test-processes: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PROCESSES)
 
 test-long: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 7200 -m 'long or not long'
