@@ -45,7 +45,7 @@ class Process:
             self.code = self.nursery.ask({"poll": self.pid})
         return self.code
 
-    def wait(self, timeout_s: float = 120) -> int:
+    def wait(self, timeout_s: float = 300) -> int:
         """Its exit code, when it has ended."""
         wait_until(lambda: self.poll() is not None, f"{self.log.name} ends", timeout_s)
         assert self.code is not None
@@ -90,7 +90,7 @@ class Nursery:
         return json.loads(self.process.stdout.readline())
 
 
-def wait_until(happened: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+def wait_until(happened: Callable[[], object], what: str, timeout_s: float = 300) -> None:
     """Wait for something that must happen within that time."""
     end = time.monotonic() + timeout_s
     while not happened():

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-MOST_S = 120.0  # until the next round is done
+pytestmark = pytest.mark.timeout(900)  # starting processes is slow on a busy machine
+MOST_S = 300.0  # until the next round is done
 
 
 def killed_on_the_way(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # starting processes is slow on a busy machine
 ROOT = Path(__file__).parents[2]
 
 
