@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from client.ledger import Ledger, lowered
+from client.ledger import Ledger, Outlook, lowered
 from common.config import SiteSettings, Study
 from common.privacy.lifetime import lifetime_epsilon, times_left
+
+_NOTHING = Outlook(begun=False, rounds=0, standings=(((), 0),))  # of a ledger that isn't there
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def lasting(
         study: with privacy.
         site: its budget and declared numbers.
         ledger: None: there is none yet.
-        patients: whom the study can sample, by their names in the data; None: everybody.
+        patients: whom the study can sample, by their names in the data; None: everybody in the
+            ledger.
 
     Raises:
         BadInput: the study can't be planned for this site.
@@ -69,20 +72,23 @@ def lasting(
 
     plan = privacy_plan(study, declared=site.declared(study.privacy.unit))
     budget = lowered(site.budget, study.privacy.lifetime_epsilon)
-    spent = None if ledger is None else ledger.spent(patients, delta=budget.delta)
-    worst = () if spent is None else spent.worst
-    own = [] if spent is None else [one for one in spent.studies if one.study == study.sha256]
-    charged = sum(one.rounds for one in own)
-    folds, rounds = study.data.folds, study.training.rounds
-    # With folds, each patient trains in all models but one.
-    ahead = rounds - charged
-    if folds is not None:
-        ahead = min((folds - 1) * rounds, folds * rounds - charged)
-    ahead = max(0, ahead)
+    outlook = _NOTHING if ledger is None else ledger.outlook(study.sha256, patients)
+    folds, rounds = study.data.folds or 1, study.training.rounds
+    to_come = folds * rounds - outlook.rounds
+    each = max(1, folds - 1) * rounds  # with folds, each patient trains in all models but one
     (a_round,) = plan.patient_history(1)
+    found = []
+    for history, charged in outlook.standings:
+        ahead = max(0, min(each - charged, to_come))
+        left = times_left(history, a_round, delta=budget.delta, cap=budget.epsilon, most=ahead)
+        after = lifetime_epsilon((*history, *plan.patient_history(ahead)), delta=budget.delta)
+        found.append((left, ahead, after))
+    short = [(left, ahead) for left, ahead, _ in found if left < ahead]
+    # Who is cut off first or, where nobody is, whom the study asks for most.
+    left, ahead = min(short) if short else max((left, ahead) for left, ahead, _ in found)
     return Lasting(
-        rounds_left=times_left(worst, a_round, delta=budget.delta, cap=budget.epsilon, most=ahead),
+        rounds_left=left,
         rounds_ahead=ahead,
-        begun=bool(own),
-        after=lifetime_epsilon((*worst, *plan.patient_history(ahead)), delta=budget.delta),
+        begun=outlook.begun,
+        after=max(after for _, _, after in found),
     )

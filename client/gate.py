@@ -60,6 +60,11 @@ class PassedArray:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def n_bytes(self) -> int:
+        """Of its values."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Passed:
@@ -114,7 +119,7 @@ def pass_reply(
     n_bytes = payload_bytes(content)
     if n_bytes > max_bytes:
         raise GateFailure("gate: the reply is larger than the site allows.")
-    arrays = () if layout is None else (PassedArray("weights", *_form(layout, wire)),)
+    arrays = () if layout is None else (leaving_array(layout, wire),)
     return Passed(content, n_bytes, arrays, metrics, values, reply_sha256(values, metrics))
 
 
@@ -133,21 +138,21 @@ def _plain_metrics(record: object, released: Collection[str]) -> dict[str, float
     return metrics
 
 
-def _form(layout: Layout, wire: Wire) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of the only array."""
+def leaving_array(layout: Layout, wire: Wire) -> PassedArray:
+    """The only array that ever leaves: the model's values in the form in which they travel."""
     blocks = -(-layout.size // BLOCK) if wire == "int8" else 0
-    return (layout.size + blocks,), DTYPES[wire]
+    return PassedArray("weights", (layout.size + blocks,), DTYPES[wire])
 
 
 def _plain_array(record: object, layout: Layout, wire: Wire) -> Array:
     """The only array, anew, of its bytes alone."""
     if not isinstance(record, ArrayRecord) or list(record) != ["packed"]:
         raise GateFailure("gate: the reply has other arrays than the model's.")
-    array, (shape, dtype) = record["packed"], _form(layout, wire)
+    array, form = record["packed"], leaving_array(layout, wire)
     said = array.dtype, array.shape, array.stype
-    if said != (dtype, shape, "numpy.ndarray") or type(array.data) is not bytes:
+    if said != (form.dtype, form.shape, "numpy.ndarray") or type(array.data) is not bytes:
         raise GateFailure(f"gate: the weights are not the model's, as {wire}.")
-    return Array(dtype, shape, "numpy.ndarray", array.data)
+    return Array(form.dtype, form.shape, "numpy.ndarray", array.data)
 
 
 def _decoded(

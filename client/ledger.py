@@ -15,7 +15,11 @@ Formal guarantees:
     only count too much.
 
 Edge cases:
-    A refusal tells whoever sees it that somebody's budget is nearly used up; it is not noised.
+    A refusal is exact: neither noised nor charged. A study picks its rounds, noise and
+    `lifetime_epsilon`, so the refusal of its first round tells whether its worst-off patient has
+    lost more than any threshold. Whoever knows what another study cost learns from it whether any
+    of its patients was in that one. Only the steward who reads a study before approving it, the
+    number of new studies a day and a list of refusals in the receipts stand against that.
     A whole ledger that was replaced by an older copy, or taken away, can't be known from itself:
     the receipts find it, and the ledger finds an old copy of the receipts. Both at once are found
     by the head that a server remembers. Two copies of a machine each count alone.
@@ -177,6 +181,15 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """What patients have lost already when a study asks them for more."""
+
+    begun: bool  # something is charged to the study
+    rounds: int  # of the study that were charged to anybody
+    standings: tuple[tuple[History, int], ...]  # each history, with the study's rounds in it
+
+
+@dataclass(frozen=True, slots=True)
 class Taken:
     """What one study has taken; one seeded round takes the guarantee from all of them."""
 
@@ -212,6 +225,7 @@ class Ledger:
         secret: Callable[[], bytes],
         receipts: Witness,
         begin_with: int = 1,
+        begin_for: Collection[str] = (),
     ) -> Reservation:
         """Charge a round to everybody it can touch, or find that it is charged already.
 
@@ -220,6 +234,8 @@ class Ledger:
             cap: what the worst-off of its patients may have lost with it; see `lowered`.
             begin_with: of a study that nothing is charged to yet, so many such rounds must be
                 allowed by the cap, though one is charged: those that it will ask of a patient.
+            begin_for: whom the study will touch in other rounds than this one, such as who is
+                tested in this fold: allowed as much, and charged nothing; by their names.
             secret: gives the round's 32 bytes; called only for a new round that the cap allows.
             receipts: the site's; their head goes into the row.
 
@@ -250,11 +266,10 @@ class Ledger:
             number = book.reserved.get((asked, charge))
             if number is not None:
                 return Reservation(book.heads[number - 1], book.secrets.get(number))
-            begun = any(row.charge.study == charge.study for row in book.charges)
-            histories = book.histories(patients)
-            if not begun and begin_with > 1:
-                _check_whole(histories, charge, cap, rounds=begin_with)
-            _check_budget(histories, charge, cap)
+            if begin_with > 1 and not book.has_begun(charge.study):
+                touched = book.histories(patients | self._patients(begin_for))
+                _check_whole(touched, charge, cap, rounds=begin_with)
+            _check_budget(book.histories(patients), charge, cap)
             drawn = secret()
             if len(drawn) != SECRET_BYTES:
                 raise ValueError(f"a round's secret has {SECRET_BYTES} bytes; got {len(drawn)}.")
@@ -379,6 +394,24 @@ class Ledger:
                 restores=len(book.restores),
                 worst=worst,
                 epsilon=_epsilon(worst, book, delta),
+            )
+
+    def outlook(self, study: str, patients: Collection[str] | None) -> Outlook:
+        """What decides how long the budget lasts for the study of this hash.
+
+        Args:
+            study: hash.
+            patients: whom it may touch, by their names; None: everybody in the ledger.
+
+        Raises:
+            LedgerDamaged, LedgerUnwritable.
+        """
+        with self._transaction() as (_, book):
+            asked = book.everybody if patients is None else self._patients(patients)
+            return Outlook(
+                begun=book.has_begun(study),
+                rounds=book.rounds(study),
+                standings=tuple(book.standings(asked, study=study)),
             )
 
     def _patients(self, names: Collection[str]) -> frozenset[bytes]:

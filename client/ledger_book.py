@@ -14,6 +14,7 @@ from common.privacy.mechanism import Mechanism, merge
 
 PATIENT_BYTES = 16  # of a patient's keyed hash
 EMPTY = Head(0, "0" * 64)  # of a ledger without rows
+Place = tuple[int, int]  # fold and number of a round
 
 
 class _Value(BaseModel):
@@ -37,6 +38,11 @@ class Round(_Value):
     round_number: int
     weights_sha256: str
     data_fingerprint: str
+
+    @property
+    def place(self) -> Place:
+        """Where it is in its study, whatever was trained on."""
+        return self.fold, self.round_number
 
 
 class Reserved(_Value):
@@ -124,6 +130,10 @@ class Book:
         """Every patient of any cohort."""
         return frozenset[bytes]().union(*map(_patients, self.cohorts.values()))
 
+    def has_begun(self, study: str) -> bool:
+        """Whether anything is charged to a study."""
+        return any(row.charge.study == study for row in self.charges)
+
     def holds(self, head: Head) -> bool:
         """Whether the ledger has been at `head`."""
         return head == EMPTY or (
@@ -136,21 +146,39 @@ class Book:
 
     def histories(self, patients: frozenset[bytes]) -> list[History]:
         """Every different history among these patients; of nobody: the empty one."""
+        return list({history for history, _ in self.standings(patients)})
+
+    def standings(
+        self, patients: frozenset[bytes], *, study: str | None = None
+    ) -> list[tuple[History, int]]:
+        """Every different history with the number of rounds of `study` in it; of nobody: none.
+
+        A round that was charged twice, since the data had changed, is one round.
+        """
         taken: defaultdict[str, list[Mechanism]] = defaultdict(list)
+        rounds: defaultdict[str, set[Place]] = defaultdict(set)
         for row in self.charges:
             taken[row.charge.cohort].append(row.charge.mechanism)
-        groups: list[tuple[frozenset[bytes], History]] = [(patients, ())]
+            if row.charge.study == study and isinstance(row, Reserved):
+                rounds[row.charge.cohort].add(row.round.place)
+        groups: list[tuple[frozenset[bytes], History, frozenset[Place]]]
+        groups = [(patients, (), frozenset())]
         for cohort, mechanisms in taken.items():
             touched, added = _patients(self.cohorts[cohort]), merge(mechanisms)
             split = []
-            for group, history in groups:
+            for group, history, places in groups:
                 inside = group & touched
                 if inside:
-                    split.append((inside, (*history, *added)))
+                    split.append((inside, (*history, *added), places | rounds[cohort]))
                 if len(inside) < len(group):
-                    split.append((group - inside, history))
+                    split.append((group - inside, history, places))
             groups = split
-        return list({merge(history) for _, history in groups}) or [()]
+        return list({(merge(history), len(places)) for _, history, places in groups}) or [((), 0)]
+
+    def rounds(self, study: str) -> int:
+        """How many rounds of a study were charged to anybody."""
+        rows = (row for row in self.charges if isinstance(row, Reserved))
+        return len({row.round.place for row in rows if row.charge.study == study})
 
 
 def _patients(joined: bytes) -> frozenset[bytes]:

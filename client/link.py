@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import random
 import threading
 import time
@@ -55,6 +56,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.keys import open_keys
 from client.state import lock_state, state_folder
+from common.certificates import WARN_DAYS
 from common.config import Link, SiteSettings
 from common.errors import BadInput, RefusalCode
 from common.health import Health, Sample, listening, memory
@@ -71,7 +73,6 @@ _SHORT_PAUSE_S, _IDLE_PAUSE_S = (
     0.05,
     2.0,
 )  # only where a server answers at once that there is nothing
-_WARN_DAYS = 30
 _KINDS = (TRAIN, EVALUATE, QUERY)
 # Not there, or about to end: a server that stops answers who waits in a call with CANCELLED.
 _AWAY = (
@@ -201,15 +202,22 @@ class Connection:
         return int(self._node.node_id)
 
     def compare_clocks(self, *, timeout_s: float) -> float | None:
-        """Ask for the node id, and by how many seconds the server's clock is ahead of this one."""
+        """Ask for the node id, and by how many seconds the server's clock is ahead of this one.
+
+        None where the server doesn't say, or says what is no time.
+        """
         request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=30.0)
         before = time.time()
         answer, call = self._stub.ActivateNode.with_call(
             request, timeout=timeout_s, metadata=self._authentication()
         )
         self._node = Node(node_id=answer.node_id)
-        shown = dict(call.trailing_metadata()).get(CLOCK_HEADER)
-        return None if shown is None else float(shown) - (before + time.time()) / 2
+        shown = dict(call.trailing_metadata()).get(CLOCK_HEADER, "nan")
+        try:
+            off_s = float(shown) - (before + time.time()) / 2
+        except ValueError:
+            return None
+        return off_s if math.isfinite(off_s) else None
 
     def deactivate(self) -> None:
         """Say that the site stops."""
@@ -500,7 +508,7 @@ def _check_certificate(path: Path, content: bytes, node_key: ec.EllipticCurvePri
             f"{path}: the certificate has expired on {ends}; ask the coordinator to sign this "
             "site's request again."
         )
-    if left.days < _WARN_DAYS:
+    if left.days < WARN_DAYS:
         logger.warning("%s: the certificate ends on %s; ask for a new one.", path, ends)
 
 

@@ -5,7 +5,7 @@ reply is one file, `<state>/outbox/<study>/<fold>-<round>-<kind>-<weights>-<data
 there whole, synced with its folder, or not at all: a line of JSON, then the weights as
 little-endian float32. So the names say what was answered, and no index can disagree with them. A
 file outlives its content: once that is forgotten it is empty, and still says that this round was
-answered.
+answered. Beside them, `<data>.patients` lists the keys of the patients in those data.
 
 One process at a time (`client.state.lock_state`).
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -82,20 +82,46 @@ class Outbox:
             logger.error("outbox: the stored reply of round %d is damaged", key.round_number)
         return reply
 
-    def recall(self, key: Key) -> tuple[Key, Reply] | None:
+    def recall(self, key: Key, *, patients: Collection[str]) -> tuple[Key, Reply] | None:
         """The reply to this very instruction, and the key under which it was given.
 
-        Where the site's data have changed since, it is still the reply: it has been paid for and
-        has left, so to send it again tells nothing and costs nothing.
+        Where the site's data have changed since, it is still the reply: it has been paid for, and
+        most likely it has left. That it has, nobody here can know (a kill can come after its
+        receipt, too), so it isn't given again once a patient of those data is no longer in them:
+        whoever objects is in nothing that leaves from then on.
+
+        Args:
+            key: of the instruction and today's data.
+            patients: the keys of all patients in today's data.
         """
         earlier = self.earlier(key.study_sha256, key.fold)
         fingerprint = key.data_fingerprint
         same = [one for one in earlier if replace(one, data_fingerprint=fingerprint) == key]
         for one in sorted(same, key=lambda one: one != key):  # of these data, if there is one
-            reply = self.find(one)
+            reply = self.find(one) if one == key or self._all_among(patients, one) else None
             if reply is not None:
                 return one, reply
         return None
+
+    def list_patients(self, key: Key, patients: Collection[str]) -> None:
+        """Keep whose data a reply comes from, before it is stored: `recall` asks for it.
+
+        Args:
+            key: under which the reply is going to be stored.
+            patients: the keys of all patients in the data, those on the test side included.
+
+        Raises:
+            SiteRefusal: as `store` does.
+        """
+        path = self._patients(key)
+        if path.is_file():
+            return
+        try:
+            make_private(path.parent)
+            write_private(path, ["\n".join(sorted(patients)).encode()])
+        except (BadInput, OSError) as error:
+            logger.error("outbox: a reply's patients can't be stored: %s", error)
+            raise SiteRefusal(RefusalCode.RECORDS_DAMAGED) from None
 
     def store(self, key: Key, passed: Passed) -> None:
         """Keep what passed the gate; once this returns, it outlives a kill and a power failure.
@@ -132,10 +158,29 @@ class Outbox:
             study_sha256, fold: whose.
             before_round: only those of the rounds before this one.
         """
+        needed = set()
         for key, file in self._files(study_sha256):
             ended = before_round is None or key.round_number < before_round
-            if key.fold == fold and ended and file.stat().st_size:
+            if not file.stat().st_size:
+                continue
+            if key.fold == fold and ended:
                 os.truncate(file, 0)
+            else:
+                needed.add(self._patients(key))
+        for path in (self.folder / study_sha256).glob("*.patients"):
+            if path not in needed:
+                path.unlink()
+
+    def _all_among(self, patients: Collection[str], key: Key) -> bool:
+        """Whether everybody in the data of an earlier reply is among these."""
+        try:
+            listed = self._patients(key).read_text().split("\n")
+        except OSError:  # an earlier version kept no list: nobody can tell
+            return False
+        return set(listed) <= set(patients)
+
+    def _patients(self, key: Key) -> Path:
+        return self._path(key).with_name(f"{key.data_fingerprint}.patients")
 
     def _path(self, key: Key) -> Path:
         parts = (key.fold, key.round_number, key.kind, key.weights_sha256, key.data_fingerprint)

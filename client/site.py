@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -119,7 +118,7 @@ class Site:
             weights_sha256(instruction.weights, layout),
             cohort.dataset.fingerprint,
         )
-        recalled = self.outbox.recall(key)
+        recalled = self.outbox.recall(key, patients=cohort.names)
         if recalled is None:
             check_round(key, study, earlier=self.outbox.earlier(study.sha256, instruction.fold))
             reservation = self._reserve(key, study, cohort)
@@ -135,6 +134,7 @@ class Site:
             wire=study.federation.wire,
         )
         if recalled is None:
+            self.outbox.list_patients(key, cohort.names)
             self.outbox.store(key, passed)
         head = self.receipts.append(
             self._sent(key, passed, study, reservation), now=datetime.now(UTC)
@@ -216,6 +216,8 @@ class Site:
             secret=secret.reveal,
             receipts=self.receipts,
             begin_with=rounds_to_begin_with(study, self.settings),
+            # With folds, who is tested in this one is trained on in the others.
+            begin_for=() if study.data.folds is None else cohort.names.values(),
         )
 
     def _reserved(self, key: Key, study: Study) -> Reservation | None:
@@ -306,7 +308,7 @@ class Site:
                     name=array.name,
                     shape=array.shape,
                     dtype=array.dtype,
-                    bytes=np.dtype(array.dtype).itemsize * math.prod(array.shape),
+                    bytes=array.n_bytes,
                 )
                 for array in passed.arrays
             ),

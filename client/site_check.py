@@ -361,10 +361,10 @@ def _link(site: SiteSettings, keys: SiteKeys | None) -> Iterator[Finding]:
         "link",
         f"messages come from {site.link.server} alone, each signed by the coordinator's key.",
     )
-    if keys is not None:
+    if keys is not None and site.state is not None:
         from client.link_check import look  # gRPC and Flower: slow to import
 
-        for looked in look(site.link, keys.node):
+        for looked in look(site.link, keys.node, state=site.state):
             level = Level.MEND if looked.mend else Level.ATTENTION if looked.attention else Level.OK
             yield Finding(level, "link", looked.sentence)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from client.approval import SeenStudy, Status
 from client.budget import Lasting, lasting
@@ -16,6 +17,9 @@ from common.catalogue import CATALOGUE
 from common.config import SiteSettings, Study
 from common.errors import BadInput, RefusalCode, RunFailed
 from common.privacy.epsilon import Epsilon, Randomness, Unit
+
+if TYPE_CHECKING:
+    from client.gate import PassedArray
 
 _MOST_CLASSES = 12  # named in the text; a study may have thousands
 
@@ -29,7 +33,8 @@ class Shown:
     planned: Epsilon | None  # None: without privacy
     patient: str | None  # unit image: what that leaves a patient with many images, in words
     lasting: Lasting | None  # of the budget; None: nothing is charged, or nobody can tell
-    weights: int | None  # values in the one array that leaves each round; None: unknown model
+    weights: int | None  # trained parameters; None: unknown model
+    leaving: PassedArray | None  # each round, as the gate lets it out; None: unknown model
     release: Sequence[str]  # metrics
     counts: bool
     against: tuple[Objection, ...]
@@ -53,7 +58,7 @@ class Shown:
             "budget": None if self.lasting is None else self.lasting.as_json(),
             "leaves": {
                 "weights": self.weights,
-                "bytes_each_round": None if self.weights is None else 4 * self.weights,
+                "bytes_each_round": None if self.leaving is None else self.leaving.n_bytes,
                 "metrics": list(self.release),
                 "counts": self.counts,
             },
@@ -100,9 +105,12 @@ class Shown:
 
     def _leaves(self) -> str:
         arrays = "the trained weights"
-        if self.weights is not None:
-            megabytes = 4 * self.weights / 1e6
-            arrays = f"one array of {self.weights:,} float32 weights ({megabytes:,.2f} MB)"
+        if self.leaving is not None:
+            wire, size = self.study.federation.wire, math.prod(self.leaving.shape)
+            what = "float32 weights" if wire == "float32" else f"{self.leaving.dtype} values"
+            arrays = f"one array of {size:,} {what} ({self.leaving.n_bytes / 1e6:,.2f} MB)"
+            if wire != "float32":
+                arrays += f", the weights' differences from the incoming ones as {wire},"
         metrics = "no metric"
         if self.release:
             metrics = f"exact {', '.join(self.release)} on the site's test patients"
@@ -122,10 +130,10 @@ def show(seen: SeenStudy, site: SiteSettings) -> Shown:
     """
     study = seen.study()
     against = objections(study, site)
-    planned, weights, lasts = _target(study, site), None, None
+    planned, weights, array, lasts = _target(study, site), None, None, None
     if study.model.name in CATALOGUE:
         try:
-            weights = _weights(study)
+            weights, array = _leaving(study)
             planned = _over_folds(study, planned)
             lasts = None if against or planned is None else _lasting(study, site)
         except BadInput as error:  # what no site could run
@@ -137,6 +145,7 @@ def show(seen: SeenStudy, site: SiteSettings) -> Shown:
         patient=_of_patient(study, planned) if study.privacy.unit == "image" else None,
         lasting=lasts,
         weights=weights,
+        leaving=array,
         release=site.release.metrics,
         counts=site.release.counts,
         against=against,
@@ -205,10 +214,13 @@ def _of_patient(study: Study, one: Epsilon | None) -> str | None:
     return "more than any bound says" if found is None else str(found)
 
 
-def _weights(study: Study) -> int:
-    from common.models import study_model, trained_layout  # torch: seconds
+def _leaving(study: Study) -> tuple[int, PassedArray]:
+    """How many parameters a study trains, and the array in which they leave."""
+    from client.gate import leaving_array  # torch and Flower: seconds
+    from common.models import study_model, trained_layout
 
-    return trained_layout(study_model(study)).size
+    layout = trained_layout(study_model(study))
+    return layout.size, leaving_array(layout, study.federation.wire)
 
 
 def _data(study: Study) -> str:

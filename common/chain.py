@@ -25,7 +25,7 @@ class Head:
         """COUNT:HASH as a head; raises ValueError for anything else."""
         found = _FORM.fullmatch(text)
         if found is None:
-            raise ValueError(f"a head is COUNT:HASH, with 64 hexadecimal digits; got {text[:80]!r}")
+            raise ValueError("a head is COUNT:HASH, with 64 hexadecimal digits")
         return cls(int(found[1]), found[2])
 
     def __str__(self) -> str:

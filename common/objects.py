@@ -22,6 +22,7 @@ Thing = Array | ArrayRecord | ConfigRecord | Message | MetricRecord | RecordDict
 CHUNK = "ArrayChunk"
 CHUNK_BYTES = 5 * 2**20  # all chunks of an array but its last
 MOST_CHUNK_BYTES = CHUNK_BYTES + 1024  # with its head
+NO_MESSAGE = "the objects make no message"
 MOST_OTHER_BYTES = 2**18  # records and messages: text and a few numbers
 _KINDS: dict[str, type[ArrayRecord | ConfigRecord | Message | MetricRecord | RecordDict]] = {
     "ArrayRecord": ArrayRecord,
@@ -33,7 +34,11 @@ _KINDS: dict[str, type[ArrayRecord | ConfigRecord | Message | MetricRecord | Rec
 
 
 def check_object(object_id: str, content: bytes) -> tuple[str, ...]:
-    """The names of an object's children, if it is one; raises ValueError if not."""
+    """The names of an object's children, if it is one.
+
+    Raises:
+        ValueError: it is none; of a few texts, none with anything of the object's in it.
+    """
     if hashlib.sha256(content).hexdigest() != object_id:
         raise ValueError("an object's name must be the hash of its content")
     kind, children, body = _parts(content)
@@ -60,10 +65,10 @@ def inflate_message(message_id: str, read: Read, *, most_bytes: int) -> Message:
     left = [most_bytes]
     try:
         message = _inflate(message_id, read, left)
-    except Exception as error:  # whatever Flower's parsers meet in bytes that somebody composed
-        raise ValueError(f"the objects make no message ({type(error).__name__})") from None
+    except Exception:  # whatever Flower's parsers meet in bytes that somebody composed
+        raise ValueError(NO_MESSAGE) from None
     if not isinstance(message, Message):
-        raise ValueError("the objects make no message")
+        raise ValueError(NO_MESSAGE)
     return message
 
 
@@ -100,7 +105,10 @@ def _parts(content: bytes) -> tuple[str, tuple[str, ...], memoryview]:
     end = content.find(b"\0", 0, MOST_OTHER_BYTES)
     if end < 0:
         raise ValueError("an object must have a head")
-    kind, children, size = content[:end].decode("ascii").split(" ")
+    head = content[:end].split(b" ")
+    if len(head) != 3 or not content[:end].isascii():
+        raise ValueError("an object's head must be its kind, its children and its size")
+    kind, children, size = (part.decode("ascii") for part in head)
     body = memoryview(content)[end + 1 :]
     if size != str(len(body)):
         raise ValueError("an object's head must say its size")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -81,8 +81,9 @@ class Register:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._stamp = self._changed()  # before: what changes meanwhile is read again
         self.federation = load_federation(path)
-        self._stamp = self._changed()
+        self.wrong = ""  # why the file can't be read now; until then it counts as it was
         self._looked_s = time.monotonic()
         self._lock = threading.Lock()
 
@@ -97,15 +98,18 @@ class Register:
     def _look(self) -> None:
         stamp = self._changed()
         if stamp == self._stamp:
+            self.wrong = ""
             return
-        self._stamp = stamp
         try:
             loaded = load_federation(self._path)
             _keys(loaded)  # one that can't be read is found here, not at the next call
-        except (BadInput, ValueError) as error:
-            logger.warning("%s; the server goes on with the file as it was.", error)
+        except (BadInput, ValueError, UnsupportedAlgorithm) as error:  # read again at the next look
+            wrong = f"{error} Until it can be read, the server goes on with the file as it was."
+            if wrong != self.wrong:
+                logger.error(wrong)
+            self.wrong = wrong
         else:
-            self.federation = loaded
+            self.federation, self._stamp, self.wrong = loaded, stamp, ""
 
     def _changed(self) -> tuple[int, int]:
         try:

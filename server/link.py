@@ -18,7 +18,7 @@ import ctypes
 import datetime
 import functools
 import logging
-import threading
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -68,11 +68,12 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from common.errors import BadInput, RunFailed
 from common.health import Health, Sample, memory
 from common.messages import CLOCK_HEADER, REVOKED, TRAIN, UNREACHABLE, payload_bytes, signed
-from common.objects import MOST_CHUNK_BYTES, inflate_message
+from common.objects import MOST_CHUNK_BYTES, NO_MESSAGE, inflate_message
 from common.signing import Sign, read_signing_key
 from server.door import CALLS_AT_ONCE, Credentials, Door, Refused, Register, named, node_id
 from server.mailbox import Mailboxes, Posted, Upload, most_objects
@@ -81,6 +82,8 @@ logger = logging.getLogger("fedward.link")
 
 RUN_ID = 1  # nothing is keyed on Flower's runs
 HOLD_S = 20.0  # how long a site's call for messages may wait; sites allow for more
+_POLL_PAUSE_S = 0.2
+HANDSHAKE_S = 10.0  # for TCP and TLS, before anything is known of the caller
 _TAKE_S = 0.25  # how long the Grid waits for a reply before the rounds look at their deadline
 _REPLY_EXTRA_BYTES = 2**18  # a reply may be as large as what was asked, and its metrics and heads
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3)
@@ -91,7 +94,8 @@ _STOP_S = 10.0  # gRPC's own end, past its grace
 _MOST_CALL_S = 120.0  # the longest deadline of a call: so long it may hold its site's places
 
 _LARGE = ("PullObject", "PushObject")  # calls that carry an object
-_NOT_ITS_OWN = "a message that is none of its own, or no longer"
+_NEVER_ASKED = "of nothing it was asked"
+_NO_LONGER = "of what is no longer asked"
 _REFUSED = {
     "unknown": grpc.StatusCode.UNAUTHENTICATED,
     "forbidden": grpc.StatusCode.PERMISSION_DENIED,
@@ -103,7 +107,10 @@ Response = TypeVar("Response")
 
 
 class _Bad(Exception):
-    """A call of a known site that can't be done; not counted as an attack where it is `late`."""
+    """A call of a known site that can't be done; not counted as an attack where it is `late`.
+
+    `reason` is one of a few texts: it is counted and logged by it.
+    """
 
     def __init__(self, reason: str, *, late: bool = False) -> None:
         super().__init__(reason)
@@ -196,8 +203,7 @@ class Fleet:
         try:
             content = self.boxes.posted(site).read(request.object_id)
         except KeyError:
-            late = self.boxes.is_past(site, request.object_id)
-            raise _Bad("an object of no message of its own", late=late) from None
+            raise self._not_asked(site, request.object_id) from None
         self.boxes.count_down(len(content))
         return PullObjectResponse(object_found=True, object_available=True, object_content=content)
 
@@ -209,8 +215,7 @@ class Fleet:
         try:
             self.boxes.posted(site, request.message_object_id)
         except KeyError:
-            late = self.boxes.is_past(site, request.message_object_id)
-            raise _Bad(_NOT_ITS_OWN, late=late) from None
+            raise self._not_asked(site, request.message_object_id) from None
         return ConfirmMessageReceivedResponse()
 
     @_guarded
@@ -231,7 +236,7 @@ class Fleet:
                 site, asked, tree.object_id, _flat(tree, most_objects=most)
             )
         except KeyError:
-            raise _Bad(_NOT_ITS_OWN, late=self.boxes.is_past(site, asked)) from None
+            raise self._not_asked(site, asked) from None
         except ValueError as error:
             raise _Bad(str(error)) from None
         return PushMessagesResponse(
@@ -244,8 +249,9 @@ class Fleet:
         try:
             self.boxes.add(site, request.object_id, request.object_content)
         except KeyError:
-            late = self.boxes.is_past(site, request.session_id)
-            raise _Bad("an object of no reply of its own", late=late) from None
+            # Not by the session that the call names: it may name any.
+            late = self.boxes.is_late_reply(site, request.object_id)
+            raise _Bad(_NO_LONGER if late else _NEVER_ASKED, late=late) from None
         except ValueError as error:
             raise _Bad(str(error)) from None
         return PushObjectResponse(stored=True)
@@ -254,6 +260,10 @@ class Fleet:
     def _refuse(self, site: str, request: Any) -> NoReturn:
         """Sites are enrolled by the coordinator alone, and code never travels."""
         raise _Bad("not offered here")
+
+    def _not_asked(self, site: str, name: str) -> _Bad:
+        late = self.boxes.is_late(site, asked=name)
+        return _Bad(_NO_LONGER if late else _NEVER_ASKED, late=late)
 
     RegisterNode: Any = _refuse
     UnregisterNode: Any = _refuse
@@ -272,8 +282,8 @@ class LinkGrid(Grid):
         self._asked: dict[str, Message] = {}  # by site, without content
         self._names: dict[int, str] = {}  # of every site that was ever in, by node id
         self._round = 0
-        self._may_ask = threading.Event()
-        self._may_ask.set()
+        self._paused = False  # a plain flag: a signal's handler sets it, in whatever it interrupts
+        self.paused_s = 0.0  # in all
 
     @property
     def sites(self) -> dict[int, str]:
@@ -311,8 +321,10 @@ class LinkGrid(Grid):
 
         Waits while paused: what was asked before is still answered meanwhile.
         """
-        while not self._may_ask.wait(1.0):
-            pass
+        began_s = time.monotonic()
+        while self._paused:
+            time.sleep(_POLL_PAUSE_S)
+        self.paused_s += time.monotonic() - began_s
         ids = []
         with no_object_id_recompute():  # arrays are shared: hashed once for all sites
             for message in messages:
@@ -381,23 +393,27 @@ class LinkGrid(Grid):
 
     def pause(self) -> None:
         """Ask nothing more of the sites until told to go on; they stay connected."""
-        self._may_ask.clear()
+        self._paused = True
         logger.warning("paused: nothing is asked of the sites until SIGUSR2")
 
     def go_on(self) -> None:
         """End a pause."""
-        self._may_ask.set()
+        self._paused = False
         logger.warning("going on")
 
     def health(self) -> Health:
         """How the link is: who is here, what has come and gone."""
         here, boxes, door = set(self._boxes.here()), self._boxes, self._door
         sites = sorted(self.sites.values())
+        wrong = {
+            "federation.yaml can't be read, so nobody can be revoked": door.register.wrong,
+            "paused until SIGUSR2": self._paused,
+        }
         return Health(
-            wrong="" if self._may_ask.is_set() else "paused until SIGUSR2",
+            wrong="; ".join(text for text, holds in wrong.items() if holds),
             samples=(
                 Sample("fedward_round", self._round, "The round that was asked for last."),
-                Sample("fedward_paused", not self._may_ask.is_set(), "1 while paused."),
+                Sample("fedward_paused", self._paused, "1 while paused."),
                 Sample("fedward_waiting_sites", boxes.waiting(), "Sites that are to answer."),
                 *(
                     Sample(
@@ -435,7 +451,7 @@ class LinkGrid(Grid):
                         "counter",
                         {"site": site},
                     )
-                    for site, count in sorted(dict(door.late).items())
+                    for site, count in sorted(self.late().items())
                 ),
                 Sample("fedward_replies_total", boxes.replies, "Whole replies.", "counter"),
                 Sample("fedward_received_bytes_total", boxes.bytes_up, "Of replies.", "counter"),
@@ -450,6 +466,10 @@ class LinkGrid(Grid):
         """How many calls were refused so far, by site and reason."""
         return dict(self._door.refused)
 
+    def late(self) -> Mapping[str, int]:
+        """How many calls came too late so far, by site."""
+        return dict(self._door.late)
+
     def _reply(self, site: str, posted: Posted, upload: Upload) -> Message:
         """What came back, in an envelope of our own: nothing of the site's is taken from it."""
         asked = self._asked[site]
@@ -459,8 +479,8 @@ class LinkGrid(Grid):
             reply = inflate_message(
                 upload.reply_id, upload.read, most_bytes=posted.most_reply_bytes
             )
-        except ValueError as error:
-            self._door.note(site, str(error))
+        except ValueError:
+            self._door.note(site, NO_MESSAGE)
             return Message(RecordDict(), reply_to=asked)  # which the rounds leave out as bad
         if reply.has_error():
             return Message(reply.error, reply_to=asked)
@@ -492,6 +512,7 @@ def open_link(federation_file: Path, *, folder: Path) -> Iterator[LinkGrid]:
         BadInput: a file is missing or wrong, a certificate has expired, the port is taken.
     """
     _give_memory_back()
+    _open_many_files()
     register = Register(federation_file)
     federation = register.federation
     sign = read_signing_key(federation.coordinator_key)
@@ -550,6 +571,13 @@ def _file(path: Path) -> bytes:
         ) from None
 
 
+def _open_many_files() -> None:
+    """As many file descriptors as the system allows; each connection takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # a sandbox that allows no change
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _give_memory_back() -> None:
     """Let freed chunks go back to the system at once, which glibc would keep, a few a thread."""
     with suppress(OSError, AttributeError):  # another C library keeps what it likes
@@ -575,6 +603,10 @@ def _options() -> list[tuple[str, int]]:
         # each have a whole object in memory.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 2**18),
+        # Whoever has no certificate, or doesn't call, holds no file descriptor for long. A site
+        # calls at each heartbeat, and gRPC connects it anew by itself if it doesn't.
+        ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_S * 1000)),
+        ("grpc.max_connection_idle_ms", 600_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -605,7 +637,7 @@ def _handler(fleet: Fleet) -> grpc.GenericRpcHandler:
     methods = {
         method.name: grpc.stream_unary_rpc_method_handler(
             getattr(fleet, method.name),
-            request_deserializer=method.input_type._concrete_class.FromString,
+            request_deserializer=functools.partial(_read, method.input_type._concrete_class),
             response_serializer=method.output_type._concrete_class.SerializeToString,
         )
         for method in service.methods
@@ -613,12 +645,25 @@ def _handler(fleet: Fleet) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
+def _read(kind: Any, content: bytes) -> Any:
+    """A request, or the error: gRPC itself would end the call without a word about whose it is."""
+    try:
+        return kind.FromString(content)
+    except DecodeError as error:
+        return error
+
+
 def _only(requests: Iterator[Request]) -> Request:
     """The request of a call, once it is there."""
     try:
-        return next(requests)
-    except (StopIteration, grpc.RpcError):
-        raise _Bad("a call without a request", late=True) from None
+        request = next(requests)
+    except StopIteration:
+        raise _Bad("a call without a request") from None
+    except grpc.RpcError:  # its line broke
+        raise _Bad("a call that broke off", late=True) from None
+    if isinstance(request, DecodeError):
+        raise _Bad("a request that can't be read")
+    return request
 
 
 def _left_s(context: grpc.ServicerContext) -> float:

@@ -4,7 +4,9 @@ An instruction stays until it is answered, replaced or withdrawn. So a site that
 not get the server's answer, simply asks again and gets the same. A reply comes in as objects of
 known names; they wait in a file that vanishes with it, and the reply is there when all of them are.
 What was withdrawn or taken is remembered by its names for a while, to tell who is late from who
-attacks.
+attacks. A server that was started again remembers nothing: there a site that hasn't asked it for
+anything yet may be late with a reply to the one before, a few times, unless it names what another
+site was asked.
 """
 
 from __future__ import annotations
@@ -80,17 +82,29 @@ class Upload:
         return self._size
 
     @property
+    def names(self) -> frozenset[str]:
+        """Names of all its objects."""
+        return frozenset(self._tree)
+
+    @property
     def missing(self) -> list[str]:
         """Names of the objects that are still to come."""
         return [object_id for object_id in self._tree if object_id not in self._places]
 
     def add(self, object_id: str, content: bytes) -> None:
-        """Take an object in; raises ValueError for one that is none of this reply's."""
+        """Take an object in.
+
+        Raises:
+            KeyError: the reply is no longer wanted.
+            ValueError: the object is none of this reply's.
+        """
         if object_id not in self._tree:
             raise ValueError("an object that is no part of the reply")
         if check_object(object_id, content) != self._tree[object_id]:
             raise ValueError("an object with other children than announced")
         with self._lock:
+            if self._file.closed:  # withdrawn while the object came
+                raise KeyError(self.reply_id)
             if object_id in self._places:
                 return  # sent again, since our answer got lost
             if self._size + len(content) > self._most_bytes:
@@ -109,7 +123,16 @@ class Upload:
 
     def close(self) -> None:
         """Give the disk space back."""
-        self._file.close()
+        with self._lock:
+            self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """Names of an instruction and its objects, and of those of its reply, which the site chose."""
+
+    asked: frozenset[str]
+    answered: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -121,13 +144,20 @@ class _Box:
     upload: Upload | None = None
     pulls: int = 0  # asked so far; of two that wait, the younger is answered
     here: bool = False  # has called since the server began, and not said that it leaves
-    past: deque[frozenset[str]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    past: deque[_Past] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    from_before: int = 0  # calls that may have been about what an earlier server asked
 
     @property
     def waits(self) -> Posted | None:
         """The instruction that is still to be answered."""
         answered = self.upload is not None and not self.upload.missing
         return None if answered else self.posted
+
+    def was_asked(self, name: str) -> bool:
+        """Whether an instruction of this box, now or before, has that name or such an object."""
+        posted = self.posted
+        now = posted is not None and (name == posted.message_id or name in posted.objects)
+        return now or any(name in past.asked for past in self.past)
 
 
 @dataclass
@@ -240,14 +270,32 @@ class Mailboxes:
             self.bytes_up += upload.size
             return site, posted, upload
 
-    def is_past(self, site: str, name: str) -> bool:
-        """Whether a message, reply or object of this name was the site's, and no longer is.
+    def is_late(self, site: str, *, asked: str) -> bool:
+        """Whether a message or object of this name was for the site, and no longer is.
 
-        Also where it has not asked this server for anything: then it means an earlier one's.
+        Else the site was never asked that, as far as this server can know.
         """
         box = self._box(site)
         with self._news:
-            return not box.pulls or box.posted is None or any(name in names for names in box.past)
+            return box.was_asked(asked) or self._is_from_before(box, asked)
+
+    def is_late_reply(self, site: str, object_id: str) -> bool:
+        """Whether an object of this name was of a reply of the site's that is no longer wanted."""
+        box = self._box(site)
+        with self._news:
+            known = any(object_id in past.answered for past in box.past)
+            return known or self._is_from_before(box, object_id)
+
+    def _is_from_before(self, box: _Box, name: str) -> bool:
+        """Whether an earlier server may have asked that, of a site that has asked this for nothing.
+
+        It holds one reply, so it can be late with it only a few times.
+        """
+        others = [other for other in list(self._boxes.values()) if other is not box]
+        if box.pulls or any(other.was_asked(name) for other in others):
+            return False
+        box.from_before += 1
+        return box.from_before <= _REMEMBERED
 
     def hear(self, site: str) -> bool:
         """A site has called; returns whether it is new, or had left."""
@@ -293,11 +341,10 @@ class Mailboxes:
 
     def _remember(self, box: _Box) -> None:
         """Keep the names of what the site was asked, and of what it answered."""
-        names = {box.upload.reply_id} if box.upload is not None else set()
-        if box.posted is not None:
-            names |= {box.posted.message_id, *box.posted.objects}
-        if names:
-            box.past.append(frozenset(names))
+        if box.posted is not None:  # without, there is no reply either
+            answered = frozenset() if box.upload is None else box.upload.names
+            asked = frozenset({box.posted.message_id, *box.posted.objects})
+            box.past.append(_Past(asked, answered))
 
     def _empty(self, box: _Box) -> None:
         self._remember(box)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Study
-from common.privacy.epsilon import Epsilon, rounded_up
+from common.privacy.epsilon import Epsilon, Randomness
 from common.privacy.not_covered import NOT_COVERED
 from common.report.html import bullets, definitions, document, paragraphs, section, table
 from common.report.text import Cell, Table
@@ -29,6 +29,7 @@ _NOT_RUN = (
     "an evaluation: the coordinator has no images; `fedward evaluate` does it wherever there are",
     "a comparison with other models",
 )
+_UNKNOWN_KEY = "signed by a key that is not registered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class SiteResult:
     """One site's part."""
 
     rounds_joined: tuple[int, ...]  # of each fold
-    statement: Statement | None  # the last one: it counts all folds
+    statement: Statement | None  # the last one, if it counts all that the site has joined
+    verified: bool  # signed by the key that is registered for the site
     metrics: Mapping[str, float]  # the last that it released
     left_out: Mapping[str, int]  # rounds without it, by reason
 
@@ -45,6 +47,15 @@ class SiteResult:
         """What it has stated."""
         privacy = self.statement.privacy if self.statement else None
         return privacy.bound() if privacy else None
+
+    @property
+    def promise(self) -> str:
+        """What it has stated, with all that it means."""
+        if self.statement is None:
+            return "no statement: nobody knows what its part has cost its patients"
+        epsilon = self.epsilon
+        said = "trained without differential privacy" if epsilon is None else str(epsilon)
+        return said if self.verified else f"{said}; {_UNKNOWN_KEY}"
 
     def as_json(self) -> dict[str, Any]:
         """Its part of `result.json`."""
@@ -55,6 +66,7 @@ class SiteResult:
             "delta": epsilon.delta if epsilon else None,
             "statement": epsilon.as_json() if epsilon else None,
             "stated": said is not None,
+            "verified": self.verified,
             "rounds_joined": joined[0] if len(joined) == 1 else list(joined),
             "left_out": dict(self.left_out),
             "patients": said.patients if said else None,
@@ -71,16 +83,35 @@ class Result:
     histories: tuple[Sequence[Mapping[str, Any]], ...]  # one a fold
     sites: Mapping[str, SiteResult]
     refused: Mapping[tuple[str, str], int]  # calls, by site and reason, since the server began
+    late: Mapping[str, int]  # calls about what was withdrawn, by site
     seconds: float
 
     @property
-    def worst(self) -> Epsilon | None:
-        """The largest epsilon that a site has stated; None unless all that joined have."""
-        joined = [site for site in self.sites.values() if any(site.rounds_joined)]
-        found = [site.epsilon for site in joined if site.epsilon is not None]
-        if not found or len(found) < len(joined):
+    def joined(self) -> dict[str, SiteResult]:
+        """The sites that have any part in the model."""
+        return {name: site for name, site in self.sites.items() if any(site.rounds_joined)}
+
+    @property
+    def combined(self) -> Epsilon | None:
+        """What holds at every site; None where one has stated none, or something of another kind.
+
+        It is no better than the weakest in any respect: the largest epsilon and delta, and seeded
+        where a single site is.
+        """
+        found = [site.epsilon for site in self.joined.values()]
+        stated = [epsilon for epsilon in found if epsilon is not None]
+        kinds = {(epsilon.unit, epsilon.trust_model) for epsilon in stated}
+        if len(stated) < len(found) or len(kinds) != 1:
             return None
-        return max(found, key=lambda epsilon: epsilon.value)
+        ((unit, trust_model),) = kinds
+        seeded = any(epsilon.randomness is Randomness.SEEDED for epsilon in stated)
+        return Epsilon(
+            value=max(epsilon.value for epsilon in stated),
+            delta=max(epsilon.delta for epsilon in stated),
+            unit=unit,
+            randomness=Randomness.SEEDED if seeded else Randomness.SECRET,
+            trust_model=trust_model,
+        )
 
     @property
     def weights_sha256(self) -> str:
@@ -94,14 +125,22 @@ class Result:
         """What the sites promise; the coordinator itself promises nothing."""
         if not self.study.privacy.enabled:
             return {"enabled": False, "sentence": "none: trained without differential privacy"}
-        worst = self.worst
-        covered = {name for site in self.sites.values() for name in _not_covered(site)}
-        said = "as the sites' own signed statements say; the coordinator promises nothing"
-        if worst is None:
-            return {"enabled": True, "sentence": said, "not_covered": sorted(covered)}
-        sentence = f"at most {worst}, {said}"
-        stated = {"enabled": True, **worst.as_json(), "sentence": sentence}
-        return stated | {"not_covered": sorted(covered)}
+        combined, joined = self.combined, self.joined
+        stated = {name: one for name, one in joined.items() if one.statement is not None}
+        unverified = [name for name, one in stated.items() if not one.verified]
+        facts = {
+            "enabled": True,
+            "without_statement": sorted(joined.keys() - stated.keys()),
+            "without_privacy": [name for name, one in stated.items() if one.epsilon is None],
+            "unverified": unverified,
+            "not_covered": sorted({name for one in joined.values() for name in _not_covered(one)}),
+        }
+        whose = "as the sites' own signed statements say; the coordinator promises nothing"
+        if combined is None:
+            each = "; ".join(f"{name}: {one.promise}" for name, one in joined.items())
+            return {**facts, "sentence": f"no bound that holds at every site ({each}), {whose}"}
+        keys = f"; {_UNKNOWN_KEY}: {', '.join(unverified)}" if unverified else ""
+        return {**facts, **combined.as_json(), "sentence": f"at most {combined}, {whose}{keys}"}
 
     def as_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
@@ -128,6 +167,7 @@ class Result:
                 {"site": site, "reason": reason, "calls": count}
                 for (site, reason), count in sorted(self.refused.items())
             ],
+            "late_calls": dict(sorted(self.late.items())),
             "evaluation": {},
             "not_run": list(_NOT_RUN),
         }
@@ -145,7 +185,7 @@ class Result:
         sections = (
             section("Sites", self._sites()),
             section("Rounds without a site", self._left_out()),
-            section("Calls that were refused", self._refused()),
+            section("Calls that were refused, or came too late", self._refused()),
             section("Privacy", self._privacy()),
             section("What was not run", bullets(_NOT_RUN)),
             section("How this was made", definitions(made.items())),
@@ -159,14 +199,14 @@ class Result:
                 name,
                 (
                     Cell(", ".join(map(str, site.rounds_joined))),
-                    *map(Cell, _stated(site)),
+                    *map(Cell, _counts(site)),
                     *(Cell(f"{site.metrics[m]:.3f}" if m in site.metrics else "") for m in names),
                 ),
             )
             for name, site in self.sites.items()
         )
-        header = ("", "rounds joined", "epsilon", "patients", "images", *names)
-        caption = "What each site brought and spent; metrics are those that it released last"
+        header = ("", "rounds joined", "patients", "images", *names)
+        caption = "What each site brought; metrics are those that it released last"
         return table(Table(header, rows, ()), caption)
 
     def _left_out(self) -> str:
@@ -184,6 +224,10 @@ class Result:
             (site, (Cell(reason), Cell(str(count))))
             for (site, reason), count in sorted(self.refused.items())
         )
+        rows += tuple(
+            (site, (Cell("too late, or broken off: dropped, and nobody's fault"), Cell(str(count))))
+            for site, count in sorted(self.late.items())
+        )
         if not rows:
             return ""
         return table(Table(("", "why", "calls"), rows, ()), "Since the server was last started")
@@ -192,14 +236,17 @@ class Result:
         said = self.privacy()
         missing = said.get("not_covered", [])
         beyond = "<h3>Not covered</h3>\n" + bullets(missing) if missing else ""
-        return paragraphs([said["sentence"]]) + beyond
+        each = definitions((name, site.promise) for name, site in self.sites.items())
+        return paragraphs([said["sentence"]]) + each + beyond
 
 
 def result_of(
     study: Study,
     legs: Mapping[int, Path],
     *,
+    receipts_keys: Mapping[str, str],
     refused: Mapping[tuple[str, str], int],
+    late: Mapping[str, int],
     seconds: float,
 ) -> Result:
     """Read what a study has left in its folders.
@@ -207,41 +254,57 @@ def result_of(
     Args:
         study: the study.
         legs: the folder of each fold, in order.
+        receipts_keys: those that are registered, by site (hexadecimal).
         refused: calls that the link refused, by site and reason.
+        late: calls that came too late, by site.
         seconds: how long the server ran.
     """
     histories = tuple(read_history(folder / "history.jsonl") for folder in legs.values())
     lines = [line for history in histories for line in history]
     released = [line["metrics"] for line in reversed(lines)]
     names = {name for line in lines for name in (*line.get("joined", ()), *line["left_out"])}
-    sites = {
-        name: SiteResult(
-            rounds_joined=tuple(
-                sum(name in line.get("joined", ()) for line in history) for history in histories
-            ),
-            statement=_last_statement(legs, name),
+    sites = {}
+    for name in sorted(names):
+        joined = tuple(
+            sum(name in line.get("joined", ()) for line in history) for history in histories
+        )
+        statement = _last_statement(tuple(legs.values()), joined, name)
+        sites[name] = SiteResult(
+            rounds_joined=joined,
+            statement=statement,
+            verified=statement is not None and statement.key == receipts_keys.get(name),
             metrics=next((found[name] for found in released if name in found), {}),
             left_out=Counter(line["left_out"][name] for line in lines if name in line["left_out"]),
         )
-        for name in sorted(names)
-    }
-    return Result(study, histories, sites, dict(refused), seconds)
+    return Result(study, histories, sites, dict(refused), dict(late), seconds)
 
 
-def _last_statement(legs: Mapping[int, Path], site: str) -> Statement | None:
-    for folder in reversed(list(legs.values())):
+def _last_statement(legs: Sequence[Path], joined: Sequence[int], site: str) -> Statement | None:
+    """The one that counts every fold which the site has joined; an older one would say too little.
+
+    Args:
+        legs: the folder of each fold.
+        joined: the rounds of each that the site has joined.
+        site: its name.
+    """
+    for folder, rounds in reversed(list(zip(legs, joined, strict=True))):
         path = folder / "sites" / site / "statement.json"
         if path.is_file():
             return read_statement(path.read_bytes())  # checked before it was kept
+        if rounds:
+            return None
     return None
 
 
-def _stated(site: SiteResult) -> tuple[str, str, str]:
+def _counts(site: SiteResult) -> tuple[str, str]:
+    """Its patients and images, as far as it releases them."""
     if site.statement is None:
-        return "no statement", "", ""
-    epsilon, counts = site.epsilon, (site.statement.patients, site.statement.images)
-    patients, images = ("not released" if count is None else str(count) for count in counts)
-    return "none" if epsilon is None else rounded_up(epsilon.value), patients, images
+        return "no statement", "no statement"
+    patients, images = (
+        "not released" if count is None else str(count)
+        for count in (site.statement.patients, site.statement.images)
+    )
+    return patients, images
 
 
 def _not_covered(site: SiteResult) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
     truncate_history(history, after_round=state.round_number)
     heads = _known_heads(history)
     for round_number in range(state.round_number + 1, study.training.rounds + 1):
-        started = time.monotonic()
+        started = _working_s(grid)
         spool = Spool(out / "spool")
         outcome = _collect(grid, federation, state.weights, round_number, spool, heads)
         heads |= outcome.heads
@@ -82,7 +82,7 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
         joined = spool.sites
         state = Checkpoint(round_number, spool.average(study.federation.weights))
         line = _line(federation, state, outcome)
-        line |= {"joined": list(joined), "seconds": round(time.monotonic() - started, 3)}
+        line |= {"joined": list(joined), "seconds": round(_working_s(grid) - started, 3)}
         append_history(history, line)
         write_checkpoint(folder, state, study_sha256=study.sha256)
         _report(federation, outcome, round_number, len(joined))
@@ -170,6 +170,11 @@ def _take(
     if answer.head is not None:
         outcome.heads[site] = str(answer.head)
     return None
+
+
+def _working_s(grid: Grid) -> float:
+    """A clock that stands still in a pause, of which only the link's grid knows."""
+    return time.monotonic() - float(getattr(grid, "paused_s", 0.0))
 
 
 def _known_heads(history: Path) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""One study over the link: wait for its sites, run its legs, write its models and its result."""
+"""One study over the link: wait for its sites, run its legs, write its models and its result.
+
+result.json is written last: where it is, the study has ended and stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from flwr.app import Context, RecordDict, UserConfig
 
-from common.config import Study, load_federation, load_study, to_yaml
+from common.config import FederationFile, Study, load_federation, load_study, to_yaml
 from common.errors import BadInput
 from common.files import write_atomically
 from common.health import listening
@@ -26,8 +30,25 @@ from server.result import result_of
 
 logger = logging.getLogger("fedward.server")
 REPLIES = "replies"  # below the run directory: what is on its way
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
+@contextmanager
+def _signals(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+    """These handlers while the block runs."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows no other
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# A pause that comes too early or too late does nothing; by default it would end the process.
+@_signals({signal.SIGUSR1: signal.SIG_IGN, signal.SIGUSR2: signal.SIG_IGN})
 def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
     """Run a study with the federation's sites; the same call again goes on where it was.
 
@@ -48,24 +69,38 @@ def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
     _check(study, set(found.enrolled), federation_file)
     study_model(study)  # an unknown model is refused before anybody waits
     _check_folder(out, study)
+    ended = out / "result.json"
+    if ended.is_file():
+        logger.info("this study has ended; its result stays as it is")
+        return dict(json.loads(ended.read_bytes()))
     legs = _legs(study, out)
     with (
         open_link(federation_file, folder=out / REPLIES) as grid,
         listening(found.health_port, grid.health),
-        _pausable(grid),
+        _signals(
+            {
+                signal.SIGUSR1: lambda *_: grid.pause(),
+                signal.SIGUSR2: lambda *_: grid.go_on(),
+            }
+        ),
     ):
         if not (out / "study.yaml").is_file():
             write_atomically(out / "study.yaml", to_yaml(study).encode())
         for fold, folder in legs.items():
             if not (folder / "model.safetensors").is_file():
                 _train(grid, study, fold, folder, federation_file)
-        refused = grid.refused()
-    result = result_of(study, legs, refused=refused, seconds=time.monotonic() - started)
-    content = result.as_json()
-    write_atomically(
-        out / "result.json", (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+        refused, late = grid.refused(), grid.late()
+    result = result_of(
+        study,
+        legs,
+        receipts_keys=_receipts_keys(found),
+        refused=refused,
+        late=late,
+        seconds=time.monotonic() - started,
     )
+    content = result.as_json()
     write_atomically(out / "report.html", result.page().encode())
+    write_atomically(ended, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     return content
 
 
@@ -77,7 +112,7 @@ def _train(grid: LinkGrid, study: Study, fold: int, folder: Path, federation_fil
     if last is None or last.round_number < study.training.rounds:
         grid.wait_for_sites(study.federation.min_sites, timeout_s=found.wait_for_sites_s)
     del last  # a whole model
-    keys = {name: site.receipts_key for name, site in found.sites.items() if site.receipts_key}
+    keys = _receipts_keys(found)
     config: UserConfig = {
         "study": study.canonical(),
         "fold": fold,
@@ -88,25 +123,14 @@ def _train(grid: LinkGrid, study: Study, fold: int, folder: Path, federation_fil
     app(grid, Context(RUN_ID, 1, {}, RecordDict(), config))
     ended = last_checkpoint(folder / "checkpoints", study_sha256=study.sha256)
     assert ended is not None  # a leg that ends well has at least one round
-    stated = result_of(study, {fold: folder}, refused={}, seconds=0.0).privacy()
+    result = result_of(study, {fold: folder}, receipts_keys=keys, refused={}, late={}, seconds=0.0)
+    stated = result.privacy()
     save(folder / "model.safetensors", ended.weights, study=study, fold=fold, privacy=stated)
 
 
-@contextmanager
-def _pausable(grid: LinkGrid) -> Iterator[None]:
-    """SIGUSR1 pauses the study once the round's replies are in, SIGUSR2 lets it go on."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows no other
-        yield
-        return
-    actions = {signal.SIGUSR1: grid.pause, signal.SIGUSR2: grid.go_on}
-    before = {
-        number: signal.signal(number, lambda *_, do=do: do()) for number, do in actions.items()
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _receipts_keys(found: FederationFile) -> dict[str, str]:
+    """The registered ones, by site."""
+    return {name: one.receipts_key for name, one in found.sites.items() if one.receipts_key}
 
 
 def _legs(study: Study, out: Path) -> dict[int, Path]:

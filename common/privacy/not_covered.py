@@ -30,7 +30,8 @@ NOT_COVERED = MappingProxyType(
         NotCovered.RELEASED_COUNTS: "numbers of patients and images that a site's policy releases",
         NotCovered.DECLARED_NUMBER: "the declared number of patients of each site (public by "
         "agreement)",
-        NotCovered.PARTICIPATION: "which sites took part in which round, and why a site refuses",
+        NotCovered.PARTICIPATION: "which sites took part in which round, and why a site refuses: "
+        "a refusal for its budget can tell whether a patient was in an earlier study",
         NotCovered.CHOICES: "choices made after looking at results: learning rates, number of "
         "rounds, which model to keep",
         NotCovered.ROUNDING: "weights made absurd on purpose, with which rounding can move a "
@@ -156,8 +157,10 @@ DECIDED: tuple[Decided, ...] = (
     Decided(
         NotCovered.PARTICIPATION.value,
         Decision.NOT_COVERED,
-        "a refusal is one code of a closed list: `over-budget` says that somebody's budget is "
-        "nearly used up, `data-unreadable` that some file is; the head of the receipts counts "
+        "a refusal is one code of a closed list: `over-budget` at a study's start tells exactly, "
+        "unnoised and uncharged, whether its worst-off patient has lost more than a threshold "
+        "that the study picks, and so can tell whether any of its patients was in an earlier "
+        "one; `data-unreadable` says that some file is; the head of the receipts counts "
         "messages, never patients",
         ("Reply.head", "Statement.rounds_joined", "Statement.receipts"),
     ),

@@ -253,6 +253,31 @@ def test_the_steward_reads_what_a_study_means(tmp_path: Path) -> None:
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("wire", "said", "n_bytes"),
+    [
+        (
+            "bfloat16",
+            "one array of 97,890 uint16 values (0.20 MB), the weights' differences",
+            195_780,
+        ),
+        ("int8", "one array of 98,273 uint8 values (0.10 MB), the weights' differences", 98_273),
+    ],
+)
+def test_the_steward_reads_in_which_form_weights_leave(
+    tmp_path: Path, wire: str, said: str, n_bytes: int
+) -> None:
+    """A short form is named with its own number of values and bytes, as the gate lets it out."""
+    short = study(federation={"wire": wire})
+    seen = SeenStudy(
+        status=Status.WAITING, first_seen_s=NOW_S, decided_s=None, text=short.canonical()
+    )
+    found = show(seen, site(tmp_path))
+    assert f"{said} from the incoming ones as {wire}, and no metric" in found.text()
+    assert "cnn-small, 97,890 trained parameters" in found.text()
+    assert found.as_json()["leaves"]["bytes_each_round"] == n_bytes
+
+
 def test_the_steward_reads_what_is_unusual(tmp_path: Path) -> None:
     """No privacy, released metrics and counts, seeds and what the policy forbids stand out."""
     of = SiteSettings.model_validate(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from client import cohort
 from client.ledger_commands import restore
@@ -46,6 +47,32 @@ def more_patients(manifest: Path) -> None:
             shutil.copy(manifest.parent / lines[0]["path"], manifest.parent / image)
             table.writerow(lines[0] | {"patient": f"new-{number}", "path": image})
     cohort._open.cache_clear()
+
+
+@pytest.mark.parametrize("killed", ["client.receipts.Receipts.append", "client.site.seal"])
+@pytest.mark.parametrize("side", ["train_rows", "test_rows"])
+def test_who_objects_is_in_nothing_that_leaves_later(
+    ours: Any, monkeypatch: pytest.MonkeyPatch, side: str, killed: str
+) -> None:
+    """A reply that was kept, receipted or not, stays once anybody in its data has objected."""
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    study = ours.study("training.rounds=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(killed, kill)
+        with pytest.raises(KeyboardInterrupt):
+            ours.ask(ours.instruct(study))
+    assert sizes(ours) == {(TRAIN, 1): True}
+    before = cohort.open_cohort(ours.settings, study, torch.device("cpu"))
+    objecting = before.names[before.dataset.patients[getattr(before, side)(0)[0]]]
+    settings = ours.settings.model_copy(update={"exclude": (objecting,)})
+    site = type(ours)(settings, ours.coordinator)
+    refused = site.ask(site.instruct(study))
+    assert decode_refusal(refused.error) is RefusalCode.ROUND_ASKED_AGAIN
+    weights_of(site.ask(site.instruct(study, round_number=2)))
+    weights_of(ours.ask(ours.instruct(study)))  # with their consent again it is still there
 
 
 def weights_of(answer: Any) -> Any:

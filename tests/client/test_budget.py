@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from client.approval import SeenStudy, Status
 from client.budget import lasting
+from client.cohort import Cohort, open_cohort
 from client.ledger import Ledger, OverBudget, Request, open_ledger
 from client.ledger_book import EMPTY
 from client.steward import show
+from client.training import privacy_plan
 from common.chain import Head
 from common.config import Budget, Policy, Study
 from common.errors import RefusalCode
@@ -50,19 +53,23 @@ def reserve(
     *,
     study: str = "5",
     mechanism: Mechanism = STEP,
+    fold: int = 0,
+    data: str = "d",
+    patients: Collection[str] = ("Ann", "Bob"),
     begin_with: int = 1,
+    begin_for: Collection[str] = (),
 ) -> None:
-    """Charge a round to two patients."""
+    """Charge a round to two patients, or to others; of a study by its whole hash or one letter."""
     request = Request(
-        study=study * 64,
-        fold=0,
+        study=study if len(study) == 64 else study * 64,
+        fold=fold,
         round_number=number,
         weights_sha256="a" * 64,
-        data_fingerprint="d" * 64,
+        data_fingerprint=data * 64,
         unit=Unit.PATIENT,
         randomness=Randomness.SECRET,
         mechanism=mechanism,
-        patients=("Ann", "Bob"),
+        patients=patients,
     )
     ledger.reserve(
         request,
@@ -70,6 +77,7 @@ def reserve(
         secret=lambda: secrets.token_bytes(32),
         receipts=Untold(),
         begin_with=begin_with,
+        begin_for=begin_for,
     )
 
 
@@ -121,6 +129,16 @@ def test_what_others_have_spent_counts_at_the_start(ledger: Ledger) -> None:
     reserve(ledger, 1, 10.0, study="6", mechanism=OTHER)
     with pytest.raises(OverBudget, match="is not begun"):
         reserve(ledger, 1, cost(40), begin_with=10)
+
+
+def test_whom_later_rounds_touch_counts_at_the_start(ledger: Ledger) -> None:
+    """Who is tested in the first fold must be able to afford the others, and pays nothing now."""
+    reserve(ledger, 1, 10.0, study="6", mechanism=OTHER, patients=["Eve"])
+    with pytest.raises(OverBudget, match="is not begun"):
+        reserve(ledger, 1, cost(40), fold=1, begin_with=10, begin_for=["Ann", "Eve"])
+    reserve(ledger, 1, cost(40), fold=1, begin_with=10, begin_for=["Ann", "Zoe"])
+    assert ledger.spent(["Eve", "Zoe"], delta=1e-5).worst == (OTHER,)
+    assert ledger.spent(["Zoe"], delta=1e-5).worst == ()
 
 
 def private(hospital: Callable[..., Any], name: str, epsilon: float, **policy: Any) -> Any:
@@ -197,6 +215,71 @@ def test_with_folds_all_models_must_be_affordable(hospital: Callable[..., Any]) 
     assert found.rounds_ahead == 12
     assert found.refused(site.settings)
     assert code(site.ask(site.instruct(study, fold=1))) is RefusalCode.OVER_BUDGET
+
+
+def patients_of(site: Any, study: Study) -> tuple[Cohort, list[str]]:
+    """The site's patients as the study sees them, and those who are tested first."""
+    cohort = open_cohort(site.settings, study, torch.device("cpu"))
+    tested = {cohort.names[key] for key in cohort.dataset.patients[cohort.test_rows(1)]}
+    return cohort, sorted(tested)
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_who_is_tested_first_must_afford_the_other_models(
+    hospital: Callable[..., Any], folds: bool
+) -> None:
+    """With folds their budget counts from the first round; without, nothing is asked of them."""
+    site = private(hospital, "worn", 20.0)
+    study = site.study("training.rounds=2", *["data.folds=3"] * folds)
+    _, tested = patients_of(site, study)
+    assert tested
+    lost = STEP._replace(steps=10_000)
+    reserve(site.ledger, 1, 1000.0, study="6", mechanism=lost, patients=tested)
+    answer = site.ask(site.instruct(study, fold=int(folds)))
+    assert code(answer) is (RefusalCode.OVER_BUDGET if folds else None)
+
+
+def test_a_study_with_folds_is_foretold_to_its_end(hospital: Callable[..., Any]) -> None:
+    """A cap that is just enough stays so after each fold, whoever was tested in it."""
+    site = private(hospital, "just", 20.0)
+    study = site.study("training.rounds=4", "data.folds=3")
+    plan = privacy_plan(study, declared=12)
+    enough = lifetime_epsilon(plan.patient_history(8), delta=1e-5) + 1e-6
+    settings = site.settings.model_copy(update={"budget": Budget(epsilon=enough)})
+    less = site.settings.model_copy(update={"budget": Budget(epsilon=enough - 0.01)})
+    cohort, _ = patients_of(site, study)
+    everybody = list(cohort.names.values())
+    (a_round,) = plan.patient_history(1)
+    said = []
+    for fold in (1, 2, 3):
+        for patients in (None, everybody):
+            assert lasting(study, settings, ledger=site.ledger, patients=patients).whole
+        assert not lasting(study, less, ledger=site.ledger, patients=everybody).whole
+        for number in (1, 2, 3, 4):
+            reserve(
+                site.ledger,
+                number,
+                enough,
+                study=study.sha256,
+                mechanism=a_round,
+                fold=fold,
+                patients=cohort.train_names(fold),
+            )
+        found = lasting(study, settings, ledger=site.ledger, patients=everybody)
+        said.append((found.rounds_left, found.rounds_ahead))
+    # After the first fold, those tested in it still train in both others.
+    assert said == [(8, 8), (4, 4), (0, 0)]
+
+
+def test_a_round_that_was_charged_twice_is_one_round(hospital: Callable[..., Any]) -> None:
+    """Data that changed before its reply was kept cost twice, but bring the end no nearer."""
+    site = private(hospital, "twice", 20.0)
+    study = asked(site)
+    (a_round,) = privacy_plan(study, declared=12).patient_history(1)
+    for data in "de":
+        reserve(site.ledger, 1, 20.0, study=study.sha256, mechanism=a_round, data=data)
+    found = lasting(study, site.settings, ledger=site.ledger, patients=["Ann", "tested"])
+    assert (found.rounds_left, found.rounds_ahead) == (5, 5)
 
 
 @pytest.mark.parametrize("change", ["sampling_rate=1e-9", "target_epsilon=1e-9"])

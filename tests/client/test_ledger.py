@@ -36,7 +36,7 @@ from client.ledger import (
     lowered,
     open_ledger,
 )
-from client.ledger_book import EMPTY, PATIENT_BYTES, Book, Charge, Round, Whole
+from client.ledger_book import EMPTY, PATIENT_BYTES, Book, Charge, Reserved, Round, Whole
 from common.chain import Head
 from common.config import Budget
 from common.errors import BadInput
@@ -334,6 +334,52 @@ def test_histories_are_those_of_each_patient(
         for patient in asked
     }
     assert set(book.histories(hashes(asked))) == (plain or {()})
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.frozensets(st.sampled_from("abcd")),
+            st.sampled_from("st"),  # study
+            st.integers(1, 2),  # fold
+            st.integers(1, 3),  # round
+            st.sampled_from("de"),  # data
+        ),
+        unique=True,
+        max_size=8,
+    )
+)
+def test_rounds_are_counted_for_each_patient(
+    charged: list[tuple[frozenset[str], str, int, int, str]],
+) -> None:
+    """Grouping by cohorts counts each patient's rounds of a study, and one on other data once."""
+    book = Book()
+    for number, (names, study, fold, round_number, data) in enumerate(charged):
+        digest = "".join(sorted(names))
+        book.cohorts[digest] = b"".join(name.encode() * PATIENT_BYTES for name in digest)
+        row = Reserved(
+            round=Round(
+                fold=fold, round_number=round_number, weights_sha256="w", data_fingerprint=data
+            ),
+            charge=Charge(
+                study=study,
+                unit=Unit.PATIENT,
+                randomness=Randomness.SECRET,
+                mechanism=Mechanism(1, 0.5, 2),
+                cohort=digest,
+            ),
+            commitment=str(number),
+            receipts=str(EMPTY),
+        )
+        book.add(row, b"")
+    for patient in "abcd":
+        own = [
+            (fold, number) for names, s, fold, number, _ in charged if patient in names and s == "s"
+        ]
+        ((_, counted),) = book.standings(frozenset([patient.encode() * PATIENT_BYTES]), study="s")
+        assert counted == len(set(own))
+    assert book.rounds("s") == len({one[2:4] for one in charged if one[1] == "s"})
+    assert book.has_begun("s") == any(one[1] == "s" for one in charged)
 
 
 def test_what_paid_for_a_round_is_found(ledger: Ledger) -> None:

@@ -14,7 +14,8 @@ import pytest
 import client.link
 from client.enrolment import certificate_request
 from client.keys import open_keys
-from client.link_check import Looked, look
+from client.link_check import Looked, _through_proxy, look
+from client.state import lock_state
 from common.config import load_federation, load_site
 from server import provision
 from server.link import LinkGrid, open_link
@@ -25,7 +26,7 @@ Enrol = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine's environment says."""
-    for name in ("https_proxy", "http_proxy", "grpc_proxy"):
+    for name in ("https_proxy", "http_proxy", "grpc_proxy", "no_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -39,8 +40,9 @@ def looked(federation: Path, **change: object) -> list[Looked]:
     """What the site finds."""
     site = load_site(federation.parent / "alpha" / "site.yaml")
     assert site.link is not None
-    node_key = open_keys(federation.parent / "alpha" / "state").node
-    return list(look(site.link.model_copy(update=change), node_key))
+    state = federation.parent / "alpha" / "state"
+    node_key = open_keys(state).node
+    return list(look(site.link.model_copy(update=change), node_key, state=state))
 
 
 def test_all_is_well(federation: Path, tmp_path: Path) -> None:
@@ -53,6 +55,74 @@ def test_all_is_well(federation: Path, tmp_path: Path) -> None:
     said = " ".join(one.sentence for one in found)
     for expected in ("certificate", "TLS", "node key", "clock is 0 s"):
         assert expected in said
+
+
+def test_a_running_site_is_not_said_to_have_left(
+    federation: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beside `fedward site run`, which holds the state folder, the check only says it is there."""
+    caplog.set_level("INFO")
+    with open_link(federation, folder=tmp_path / "replies"):
+        with lock_state(federation.parent / "alpha" / "state"):
+            assert not any(one.mend or one.attention for one in looked(federation))
+        assert "has left" not in caplog.text
+        looked(federation)
+        assert "site alpha has left" in caplog.text
+
+
+@pytest.mark.parametrize("shown", ["soon", "nan", "", "1e999"])
+def test_a_clock_that_is_none_is_not_compared(
+    federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    """Whatever a server says in its header, the check goes on without it."""
+
+    class Odd(float):
+        def __format__(self, _how: str) -> str:
+            return shown
+
+    clock = SimpleNamespace(**vars(time) | {"time": lambda: Odd(time.time())})
+    monkeypatch.setattr("server.link.time", clock)
+    with open_link(federation, folder=tmp_path / "replies"):
+        found = looked(federation)
+    assert found[-1].sentence == "the server knows this site by its certificate and node key."
+    assert not any(one.mend or one.attention for one in found)
+
+
+@pytest.mark.parametrize(
+    ("server", "named", "through"),
+    [
+        ("fl.example.org:9092", {}, False),
+        ("fl.example.org:9092", {"https_proxy": "http://p:1"}, True),
+        ("fl.example.org:9092", {"https_proxy": ""}, False),
+        ("fl.example.org:9092", {"grpc_proxy": "p", "no_proxy": "a, .EXAMPLE.org"}, False),
+        ("fl.example.org:9092", {"http_proxy": "p", "no_proxy": "example.com,,"}, True),
+        (
+            "fl.example.org:9092",
+            {"http_proxy": "p", "no_proxy": "example.org", "no_grpc_proxy": "x"},
+            True,
+        ),
+        ("10.1.2.3:9092", {"http_proxy": "p", "no_proxy": "10.1.0.0/16"}, False),
+        ("10.2.2.3:9092", {"http_proxy": "p", "no_proxy": "10.1.0.0/16"}, True),
+        ("[::1]:9092", {"http_proxy": "p", "no_proxy": "::1"}, False),
+    ],
+)
+def test_the_way_is_the_one_that_grpc_takes(
+    monkeypatch: pytest.MonkeyPatch, server: str, named: dict[str, str], through: bool
+) -> None:
+    """A proxy that no_proxy excepts the server from isn't gone through."""
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    assert _through_proxy(server) is through
+
+
+def test_a_server_beside_the_proxy_is_looked_at(
+    federation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name and port are tried where gRPC goes there directly."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    assert "HTTP proxy" in looked(federation)[1].sentence
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    assert "nobody answers" in worst(looked(federation))
 
 
 def worst(found: list[Looked]) -> str:

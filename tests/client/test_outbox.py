@@ -120,6 +120,33 @@ def test_what_is_forgotten_was_still_answered(outbox: Outbox) -> None:
     assert wire(outbox.find(OTHERS[0])) == wire(outbox.find(OTHERS[2])) == wire(REPLY)
 
 
+def test_replies_of_other_data_are_those_of_patients_who_are_still_there(outbox: Outbox) -> None:
+    """A reply of unchanged data is always given again; of others, if nobody in them has gone."""
+    outbox.store(KEY, passed())
+    today = OTHERS[5]
+    assert outbox.recall(today, patients=["ann", "bob"]) is None  # nobody knows whose it is
+    outbox.list_patients(KEY, ["bob", "ann"])
+    assert outbox.recall(today, patients=["ann", "cat"]) is None
+    for patients in (["ann", "bob"], ["ann", "bob", "cat"]):
+        found = outbox.recall(today, patients=patients)
+        assert found is not None
+        assert found[0] == KEY
+        assert wire(found[1]) == wire(REPLY)
+    assert outbox.recall(KEY, patients=["ann"]) is not None
+
+
+def test_the_patients_are_forgotten_with_the_last_reply(outbox: Outbox) -> None:
+    """Their list goes once no reply of their data is left, in any fold."""
+    for key in (KEY, OTHERS[2], OTHERS[5]):
+        outbox.list_patients(key, ["ann"])
+        outbox.store(key, passed())
+    listed = outbox.folder / KEY.study_sha256
+    outbox.forget(KEY.study_sha256, KEY.fold)
+    assert [path.stem for path in listed.glob("*.patients")] == [KEY.data_fingerprint]
+    outbox.forget(KEY.study_sha256, OTHERS[2].fold)
+    assert list(listed.glob("*.patients")) == []
+
+
 def stored(outbox: Outbox, key: Key) -> Path:
     """The file of a stored reply."""
     (path,) = (outbox.folder / key.study_sha256).glob(f"{key.fold}-{key.round_number}-*.reply")

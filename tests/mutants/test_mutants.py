@@ -89,7 +89,7 @@ MUTANTS = {
     ),
     "Gram matrices of vectors too small for float32": Mutant(
         "common.privacy.bookkeeping",
-        "lost = (1 + of_wide.sum(1)) * _LOST",
+        "lost = ((1 + of_wide.sum(1)) * _LOST).square()",
         "lost = 0 * of_wide.sum(1)",
         (ENGINES,),
     ),
@@ -121,8 +121,9 @@ MUTANTS = {
     ),
     "training that isn't charged": Mutant(
         "client.site",
-        "        if key.kind != TRAIN or not study.privacy.enabled:",
-        "        if key.kind != TRAIN or not study.privacy.enabled or key.round_number > 1:",
+        "            return None\n        plan = self._plan(study)",
+        "            return None\n        if key.round_number > 1:\n            return None\n"
+        "        plan = self._plan(study)",
         ("tests/client/test_app.py",),
     ),
     "shuffling sold as Poisson": Mutant(

@@ -6,7 +6,9 @@ import datetime
 import hashlib
 import logging
 import re
+import resource
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +48,7 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.node_pb2 import Node
 
+import server.door
 import server.link
 from client.enrolment import certificate_request
 from client.keys import open_keys
@@ -613,6 +616,134 @@ def test_who_is_late_is_no_attacker(running: Running, caplog: pytest.LogCaptureF
         assert sum(running.grid.refused().values()) == 1
 
 
+def test_who_names_what_it_was_never_asked_is_not_late(running: Running) -> None:
+    """Asked for nothing, or with a name of its own making, a site is refused and counted."""
+    theirs = ask(running, "alpha")
+    objects = list(running.grid._boxes.posted("alpha").objects)
+    own = ask(running, "mallory", VALUES + 1)
+    shared = set(running.grid._boxes.posted("mallory").objects)
+    foreign = next(name for name in objects if name not in shared)
+    with call_as(running, "mallory") as call:
+        call.ask()
+        chunk, content = chunk_of(b"x")
+        tree = ObjectTree(object_id="0" * 64, children=[ObjectTree(object_id=foreign)])
+        call("PushMessages", reply_to(own, src=call.node, tree=tree))
+        running.grid._boxes.withdraw("mallory")
+        unknown = push(chunk, content)
+        unknown.session_id = "0" * 64  # of the reply that it announced
+        attacks = [
+            ("PushMessages", reply_to(theirs, src=call.node)),
+            ("ConfirmMessageReceived", confirm(theirs)),
+            ("PullObject", pull(foreign)),  # although it has called an object of its own so
+            ("PullObject", pull("0" * 64)),
+            ("PushObject", unknown),
+        ]
+        for name, request in attacks:
+            code, details = refusal(lambda name=name, request=request: call(name, request))
+            assert (code, details) == (
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "of nothing it was asked",
+            ), name
+    assert running.grid.refused() == {("mallory", "of nothing it was asked"): len(attacks)}
+    assert not running.grid.late()
+
+
+def test_a_reply_to_the_server_before_is_late(running: Running) -> None:
+    """A site that has asked this server for nothing yet: a few times, and for nobody else's."""
+    theirs = ask(running, "alpha")
+    with call_as(running, "mallory") as call:
+        code, _ = refusal(lambda: call("PushMessages", reply_to(theirs, src=call.node)))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        before = [
+            refusal(lambda: call("PushMessages", reply_to("e" * 64, src=call.node)))[0]
+            for _ in range(6)
+        ]
+    assert before == [grpc.StatusCode.NOT_FOUND] * 4 + [grpc.StatusCode.INVALID_ARGUMENT] * 2
+    assert running.grid.late() == {"mallory": 4}
+
+
+def test_a_call_that_says_nothing_is_refused(running: Running) -> None:
+    """Bytes that are no request, and none at all, are counted as the site's."""
+    own = open_keys(running.folder / "mallory" / "state").node
+    credentials = grpc.ssl_channel_credentials(
+        (running.folder / "ca.pem").read_bytes(),
+        private(own),
+        (running.folder / "mallory" / "site.pem").read_bytes(),
+    )
+    with grpc.secure_channel(running.address, credentials, CHANNEL_OPTIONS) as channel:
+        call = channel.stream_unary("/flwr.proto.Fleet/PullMessages")
+        for requests in ([b"\xff\xff"], []):
+            metadata = Caller(None, own, 0).headers()
+            code, _ = refusal(
+                lambda requests=requests, metadata=metadata: call(
+                    iter(requests), timeout=MOST_S, metadata=metadata
+                )
+            )
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert running.grid.refused() == {
+        ("mallory", "a request that can't be read"): 1,
+        ("mallory", "a call without a request"): 1,
+    }
+
+
+def test_reasons_are_few(running: Running) -> None:
+    """Whatever an object's head holds: the same few reasons, so that they fill no memory."""
+    rng = np.random.default_rng(0)
+    with call_as(running, "mallory") as call:
+        for _ in range(60):
+            head = bytes(rng.choice(list(b"Array \xff\xc3,0"), rng.integers(1, 30)))
+            content = b"ArrayRecord" + head + b"\0"
+            name = hashlib.sha256(content).hexdigest()
+            own = ask(running, "mallory")
+            tree = ObjectTree(object_id=name)
+            call("PushMessages", reply_to(own, src=call.node, tree=tree))
+            refusal(lambda name=name, content=content: call("PushObject", push(name, content)))
+    reasons = {reason for _, reason in running.grid.refused()}
+    assert 1 <= len(reasons) <= 4, reasons
+
+
+def test_a_site_stays_revoked_though_the_file_was_unreadable_for_a_while(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that can't be read is read again, and /health says so meanwhile."""
+    monkeypatch.setattr("server.door._LOOK_AGAIN_S", 0.0)
+    path = running.folder / "federation.yaml"
+    path.write_text(path.read_text().rstrip()[:-1] + ", revoked: true}\n")
+    load = server.door.load_federation
+
+    def unreadable(_path: Path) -> None:
+        raise BadInput("federation.yaml: can't be read.")
+
+    with monkeypatch.context() as patch, call_as(running, "mallory") as call:
+        patch.setattr("server.door.load_federation", unreadable)
+        call.ask()  # as it was
+        assert "federation.yaml can't be read" in running.grid.health().wrong
+    assert server.door.load_federation is load
+    with call_as(running, "mallory") as call:
+        assert refusal(call.ask)[1] == "the site is revoked"
+    assert not running.grid.health().wrong
+
+
+def test_connections_without_a_certificate_end(
+    tmp_path: Path, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who connects and says nothing is shut out after a while; files may be as many as allowed."""
+    monkeypatch.setattr(server.link, "HANDSHAKE_S", 0.5)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[1], 512), limits[1]))
+    try:
+        federation = enrol(tmp_path / "federation", SITES)
+        with open_link(federation, folder=tmp_path / "replies") as grid, ExitStack() as stack:
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+            host, port = grid._door.register.federation.listen.split(":")
+            idle = stack.enter_context(socket.create_connection((host, int(port)), MOST_S / 2))
+            with suppress(ConnectionResetError):
+                while idle.recv(1000):  # gRPC's own greeting may come first
+                    pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_who_has_left_is_missing(running: Running) -> None:
     """A site that said that it stops isn't waited with; its next call brings it back."""
     with call_as(running, "mallory") as call:
@@ -640,10 +771,12 @@ def test_a_pause_asks_nothing(running: Running) -> None:
         thread.join(0.5)
         assert running.grid._boxes.waiting() == 0
         assert not replies
+        assert "fedward_paused 1" in prometheus_text(running.grid.health().samples)
         running.grid.go_on()
         thread.join(MOST_S)
     assert len(replies) == 1
     assert not running.grid.health().wrong
+    assert 0.4 < running.grid.paused_s < MOST_S
 
 
 def test_numbers_for_the_coordinator(running: Running) -> None:

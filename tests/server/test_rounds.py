@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -346,6 +348,23 @@ def test_history_has_one_line_a_round_and_a_closing_one(tmp_path: Path) -> None:
         assert line["metrics"] == {"east": {"loss": 0.5}, "north": {"loss": 0.5}}
         assert line["bytes_down"] > 2 * 4 * SIZE
         assert line["bytes_up"] >= 2 * 4 * SIZE
+
+
+def test_a_pause_is_no_part_of_a_rounds_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the grid waited before it asked anybody is not counted."""
+    push = FakeGrid.push_messages
+
+    def paused(self: Any, messages: Iterable[Message]) -> list[str]:
+        time.sleep(0.4)
+        self.paused_s += 0.4
+        return push(self, messages)
+
+    monkeypatch.setattr(FakeGrid, "paused_s", 0.0, raising=False)
+    monkeypatch.setattr(FakeGrid, "push_messages", paused)
+    run(tmp_path, {11: honest, 12: honest}, study(1))
+    assert 0 <= read_history(tmp_path / "history.jsonl")[0]["seconds"] < 0.3
 
 
 def test_each_site_hears_the_last_head_that_it_has_shown(tmp_path: Path) -> None:

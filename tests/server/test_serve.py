@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import pytest
 from common.config import load_federation, load_study, to_yaml
 from common.errors import BadInput, RunFailed
 from common.models import pack, study_model
+from server import serve as serving
 from server.checkpoint import Checkpoint, append_history, write_checkpoint
-from server.serve import _pausable, serve
+from server.link import LinkGrid
+from server.serve import serve
 
 Enrol = Callable[..., Path]
 
@@ -105,7 +108,21 @@ def test_a_study_that_only_has_to_end_waits_for_nobody(
     assert "<b>" not in page
     assert "no statement" in page
     assert (out / "model.safetensors").is_file()
-    assert serve(study, federation, out=out)["weights_sha256"] == result["weights_sha256"]
+
+
+def test_a_study_that_has_ended_stays_as_it_is(
+    tiny: Path, tmp_path: Path, federation: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same command gives the result that is there, and says so; nothing is written anew."""
+    study, out = load_study(tiny / "study.yaml"), tmp_path / "run"
+    out.mkdir()
+    (out / "study.yaml").write_text(to_yaml(study))
+    (out / "result.json").write_text('{"refused_calls": [1]}')
+    (out / "report.html").write_text("as it was")
+    with caplog.at_level(logging.INFO):
+        assert serve(study, federation, out=out) == {"refused_calls": [1]}
+    assert "has ended" in caplog.text
+    assert (out / "report.html").read_text() == "as it was"
 
 
 def line(number: int) -> dict[str, object]:
@@ -124,20 +141,42 @@ def line(number: int) -> dict[str, object]:
     }
 
 
-def test_signals_pause_and_go_on() -> None:
-    """SIGUSR1 pauses, SIGUSR2 goes on, and afterwards both mean what they meant."""
+def test_signals_pause_and_go_on(
+    tiny: Path, tmp_path: Path, federation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGUSR1 pauses and SIGUSR2 goes on; before and after the rounds they end nothing."""
     said: list[str] = []
 
-    class Grid:
-        def pause(self) -> None:
-            said.append("pause")
+    def signals(*_given: object, **_more: object) -> None:
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.raise_signal(number)
 
-        def go_on(self) -> None:
-            said.append("go on")
+    def too_early(*_given: object) -> dict[int, Path]:
+        signals()
+        assert not said
+        return {0: tmp_path / "run"}
 
-    before = signal.getsignal(signal.SIGUSR1)
-    with _pausable(Grid()):  # type: ignore[arg-type]
-        signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGUSR2)
-    assert said == ["pause", "go on"]
-    assert signal.getsignal(signal.SIGUSR1) == before
+    monkeypatch.setattr(LinkGrid, "pause", lambda _grid: said.append("pause"))
+    monkeypatch.setattr(LinkGrid, "go_on", lambda _grid: said.append("go on"))
+    monkeypatch.setattr(serving, "_legs", too_early)
+    monkeypatch.setattr(serving, "_train", signals)
+    monkeypatch.setattr(serving, "result_of", too_late)
+    before = signal.signal(signal.SIGUSR1, lambda *_: said.append("by default"))
+    try:
+        with pytest.raises(Ended):
+            serve(load_study(tiny / "study.yaml"), federation, out=tmp_path / "run")
+        assert said == ["pause", "go on"]
+        signal.raise_signal(signal.SIGUSR1)  # and afterwards it means what it meant
+        assert said[2:] == ["by default"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+class Ended(Exception):
+    """The end of a test's study."""
+
+
+def too_late(*_given: object, **_more: object) -> None:
+    """Signals after the rounds."""
+    signal.raise_signal(signal.SIGUSR1)
+    raise Ended

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import simulations
-from client.cohort import open_cohort
+from client.cohort import Cohort, open_cohort
 from common.compute import find_device
 from common.config import (
     IldData,
@@ -21,6 +22,7 @@ from common.config import (
     Privacy,
     Simulation,
     Study,
+    load_site,
     load_study,
 )
 from common.errors import BadData, BadInput
@@ -31,7 +33,9 @@ from simulations.evaluate import (
     OWN_TEST,
     TEST_PATIENTS,
     TEST_SIDE,
+    TODAYS_SPLIT,
     UNKNOWN_SPLIT,
+    _rows,
     _with_data,
     evaluate_models,
     text,
@@ -184,8 +188,69 @@ def test_only_its_sites_know_whom_a_federation_tested(finished: Path, tmp_path: 
         "randomness: seeded-for-testing\n"  # whose patients' keys are those of a simulation
     )
     (scored,) = evaluate_models([tmp_path / "run"], data=tmp_path / "site.yaml")
-    assert scored.who == OWN_TEST.format(unit="patient")
+    assert scored.who == TODAYS_SPLIT.format(unit="patient")
     assert set(scored.predictions.patients) == {key for key, part in split.items() if part == 0}
+
+
+def federations(
+    folder: Path, tmp_path: Path, changes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path, dict[str, int]]:
+    """A run whose split only its sites know, site.yaml of one, and what the split was there."""
+    shutil.copytree(folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("run"))
+    monkeypatch.setattr("simulations.runner.write_report", lambda path, _content: path.touch())
+    study = load_study(tmp_path / "tiny" / "study.yaml", ["training.rounds=1", *changes])
+    run = tmp_path / "run"
+    simulations.run(study, out=run, baselines=False)
+    split: dict[str, int] = json.loads((run / "sites" / "north" / "split.json").read_text())
+    shutil.rmtree(run / "sites")
+    site = tmp_path / "site.yaml"
+    site.write_text("name: north\ndata: tiny/manifest.csv\nstate: state\n")
+    with site.open("a") as file:
+        file.write("randomness: seeded-for-testing\n")
+    return run, site, split
+
+
+PRIVATE = ["privacy.enabled=true", "simulation.site_defaults.declared_patients=10"]
+
+
+def test_under_privacy_a_site_keeps_its_test_side(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A patient who has left the data since moves nobody to the other side."""
+    changes = ["data.test_share=0.5", *PRIVATE]
+    run, site, split = federations(finished, tmp_path, changes, monkeypatch)
+    tested = {key for key, part in split.items() if part == 0}
+    assert len(tested) > 1
+    site.write_text(f"{site.read_text()}exclude: [north-0]\n")
+    (scored,) = evaluate_models([run], data=site)
+    assert scored.who == OWN_TEST.format(unit="patient")
+    assert set(scored.predictions.patients) == tested & still_there(run, site)
+
+
+def still_there(run: Path, site: Path) -> set[str]:
+    """The keys of the patients whom a site has today."""
+    study = load_study(run / "study.yaml")
+    cohort = open_cohort(load_site(site), study, find_device("cpu"))
+    return set(cohort.names)
+
+
+def test_a_federations_folds_are_its_sites_own(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of a site's patients is scored once, by the model that was not trained on them."""
+    run, site, split = federations(finished, tmp_path, ["data.folds=2", *PRIVATE], monkeypatch)
+    asked: dict[int, set[str]] = {}
+
+    def rows(path: Path, fold: int, cohort: Cohort, *, own_keys: bool) -> NDArray[np.int64]:
+        found = _rows(path, fold, cohort, own_keys=own_keys)
+        asked[fold] = set(cohort.dataset.patients[found].tolist())
+        return found
+
+    monkeypatch.setattr("simulations.evaluate._rows", rows)
+    (scored,) = evaluate_models([run], data=site)
+    assert scored.who == OWN_TEST.format(unit="patient")
+    for fold in (1, 2):
+        assert asked[fold] == {key for key, part in split.items() if part == fold - 1}
 
 
 def test_subgroups_are_scored_apart(finished: Path) -> None:
