@@ -650,9 +650,7 @@ def federation_provision(
             from simulations.trial import make_trial
 
             made = "\n".join(f"  {path}" for path in make_trial(file, now=datetime.now(UTC)))
-            typer.echo(
-                f"The sites, for a trial; edit their data and policy:\n{made}"
-            )
+            typer.echo(f"The sites, for a trial; edit their data and policy:\n{made}")
         else:
             from server.federation import provision
 
