@@ -18,7 +18,7 @@ All other parameters are small: each image's gradient is written down, and that 
 
 What is kept is what is added, so its norm is right however it came about. Gram matrices only know
 what should be added: where a unit's rows nearly cancel, rounding is all that remains of a float32,
-there and in the common product, and weights can be made such on purpose. As nothing is rounded by
+in the common product, and weights can be made such on purpose. As nothing is rounded by
 more than 2^-23 or so of the rows' lengths sum_r |g_r| |a_r|, a unit whose rows are several times as
 long as its gradient is taken out of the common product, and its W is made by itself.
 """
@@ -43,9 +43,6 @@ _CANCELS = 6.0  # times longer than its sum are a unit's rows: rounding may exce
 _ROW_COST = 28.0  # of a number of a row that is read and written; of a multiplication by Gram: 1
 _KEPT_COST = 28.0  # of a number of W that is written and read
 _RUN = 2**10  # numbers whose squares are summed in float32: of 2^15 equal ones, 3e-5 may be lost
-_BLOCK = 32  # numbers whose products are
-_OF_A_SUM = 16  # roundings in torch's sum of up to a few thousand numbers, which adds by halves
-_LOST = 2.0**-50  # of a norm, where squares are too small for float32
 _AT_ONCE = 2**22  # numbers that are worked on at once: they stay near the processor
 
 Gradients: TypeAlias = dict[nn.Parameter, Tensor]
@@ -363,7 +360,6 @@ class _Booked:
     sizes: list[int]
     squares: Tensor  # (U,) float64, of the units' norms
     lengths: Tensor  # (U,) float64, sum_r |g_r| |a_r|: what the norm is at most
-    rounded: Tensor  # (U,) float64, what rounding may have taken off the squares
 
     def sum(self, factors: Tensor) -> Tensor:
         """sum_u factors_u W_u; a unit with factor 0 is left out, whatever its rows are."""
@@ -403,43 +399,25 @@ def _booked(layer: Any, uses: list[Use], sizes: list[int]) -> _Booked:
             for side in zip(*rows, strict=True)
         )  # (u, R, D), (u, R, P)
         found.append(_by_gram(a, g) if a.shape[2] < g.shape[2] else _by_gram(g, a))
-    joined = (_joined(list(each), 0) for each in zip(*found, strict=True))
-    return _Booked(layer, rows, sizes, *joined)
+    squares, lengths = (_joined(list(each), 0) for each in zip(*found, strict=True))
+    return _Booked(layer, rows, sizes, squares, lengths)
 
 
-def _by_gram(narrow: Tensor, wide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared norms, lengths and what rounding may have taken off the former, of units of rows.
+def _by_gram(narrow: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+    """Squares of norms and lengths (u,) of units with rows (u, R, .) on both sides.
 
     A second Gram matrix isn't made: sum_rs N_rs (w_r . w_s) = sum_r w_r . sum_s N_rs w_s.
 
-    With what float32 may lose, a norm may come out too long, never too short; what is too large
-    for float32 gives infinity:
-
-    - A server can choose weights with gradients of 1e-23 beside inputs of 1e18, and 1e-46 is
-      nothing in float32. Each operation loses 2^-126 at most, and as 2^25 numbers are a unit's at
-      most, all of them together lose less than 2^-100 (1 + sum_r |w_r|)^2, which is added.
-    - A sum of n numbers loses at most n 2^-24 of their magnitudes (Higham, Accuracy and Stability
-      of Numerical Algorithms, 2002, 3.1), and equal numbers do lose that much. By Cauchy-Schwarz
-      all magnitudes together are at most the length squared.
-
-    Args:
-        narrow, wide: (u, R, .), R rows of each of u units.
-
-    Returns:
-        Three times (u,), float64.
+    In float64 throughout: a server can choose weights that give equal numbers, whose sums float32
+    rounds the same way at each step, rows that nearly cancel, gradients of 1e-23 beside inputs of
+    1e18, and products beyond 1e38. Each made a float32 norm too short.
     """
-    padded = functional.pad(narrow, (0, -narrow.shape[2] % _BLOCK))
-    blocks = padded.view(*padded.shape[:2], -1, _BLOCK)
-    columns = blocks.permute(0, 2, 3, 1).contiguous()  # (u, n, _BLOCK, R): half the time, copied
-    gram = (columns.mT @ columns).double().sum(1)  # (u, R, R)
-    squares = (gram.float() @ wide).mul_(wide).sum(2).double().sum(1)
+    narrow, wide = narrow.double(), wide.double()
+    gram = narrow @ narrow.mT
+    squares = (gram @ wide).mul_(wide).sum((1, 2))
     of_narrow = gram.diagonal(dim1=1, dim2=2).sqrt()  # (u, R)
-    of_wide = torch.linalg.vector_norm(wide, dim=2).double()  # (u, R)
-    lengths = (of_narrow * of_wide).sum(1)
-    lost = ((1 + of_wide.sum(1)) * _LOST).square()
-    rounded = lengths.square() * ((_BLOCK + wide.shape[1] + _OF_A_SUM) * 2.0**-24)
-    squares = squares.where(squares.isfinite(), math.inf)  # minus infinity isn't 0
-    return squares.clamp(min=0) + lost, lengths, rounded
+    of_wide = torch.linalg.vector_norm(wide, dim=2)  # (u, R)
+    return squares.clamp(min=0), (of_narrow * of_wide).sum(1)
 
 
 def _clipped(parts: list[_Kept | _Booked], max_grad_norm: float) -> Clipped:
@@ -459,9 +437,7 @@ def _clipped(parts: list[_Kept | _Booked], max_grad_norm: float) -> Clipped:
             for weight, w in made.items():
                 alone[weight].add_(w, alpha=factor)
 
-    bounds = squares + sum(part.rounded for part in booked)
-    bounds[apart] = squares[apart]
-    factors = clip_factors(bounds, max_grad_norm).float()  # (U,)
+    factors = clip_factors(squares, max_grad_norm).float()  # (U,)
     sums: Gradients = {}
     for each in kept:
         if not (factors > 0).all():
