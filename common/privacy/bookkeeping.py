@@ -17,10 +17,10 @@ without a backward pass of its own, and the cheaper one is taken layer by layer:
 All other parameters are small: each image's gradient is written down, and that is kept, too.
 
 What is kept is what is added, so its norm is right however it came about. Gram matrices only know
-what should be added: where a unit's rows nearly cancel, rounding is all that remains of a float32,
-in the common product, and weights can be made such on purpose. As nothing is rounded by
-more than 2^-23 or so of the rows' lengths sum_r |g_r| |a_r|, a unit whose rows are several times as
-long as its gradient is taken out of the common product, and its W is made by itself.
+what should be added: where a unit's rows nearly cancel, rounding is all that remains of a float32
+in the common product, and weights can be made such on purpose. So a unit whose rows' lengths
+sum_r |g_r| |a_r| are several times the length of its gradient is taken out of the common product,
+and its W is made by itself.
 """
 
 from __future__ import annotations
