@@ -323,7 +323,7 @@ def test_the_guard_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     signs = torch.tensor([1.0, -1.0])
 
     def norm(inputs: Tensor) -> float:
-        twice = torch.stack([inputs, inputs + 1e-3 * inputs.roll(1)]) * 1e3
+        twice = torch.stack([inputs, inputs + 1e-5 * inputs.roll(1)]) * 1e3
         books = BookKeeper(module)
         found = books.clipped(lambda: module(twice).sum(1) * signs, [2], max_grad_norm=0.01)
         return float(found.sums[module.weight].double().norm())
@@ -334,7 +334,7 @@ def test_the_guard_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(norms) >= 0.01 * (1 - 1e-4)
     monkeypatch.setattr(bookkeeping, "_CANCELS", 1e9)
     norms = list(map(norm, images))
-    assert max(norms) > 0.01 * (1 + 5e-6)
+    assert max(norms) > 0.01 * (1 + 1e-3)
 
 
 @pytest.mark.parametrize(("depth", "width"), [(64, 300), (300, 300), (512, 512)])
