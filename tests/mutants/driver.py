@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 ROOT = Path(__file__).parents[2]
+LONGEST_SECONDS = 240  # a job; below the timeout of the test that asked, so that answers stay in step
 
 
 class MutatedLoader(importlib.machinery.SourceFileLoader):
@@ -55,11 +57,17 @@ def mutate(module: str, before: str, after: str) -> Finder:
 
 
 def run(job: dict[str, str], tests: list[str]) -> int:
-    """Pytest's exit code on the mutated module; in the child."""
+    """Pytest's exit code on the mutated module; in the child, which ends by SIGALRM if it hangs.
+
+    Asserts stay plain: where `CI` is set, pytest draws the whole difference of two models' bytes,
+    which takes it longer than any timeout.
+    """
     import pytest
 
+    signal.alarm(LONGEST_SECONDS)
     sys.meta_path.insert(0, mutate(job["module"], job["before"], job["after"]))
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]))
+    quiet = ("-q", "--no-header", "--assert=plain", "-p", "no:cacheprovider", "-o", "timeout=0")
+    return int(pytest.main(["-x", *quiet, *tests]))
 
 
 def main() -> None:
