@@ -108,6 +108,9 @@ class Site:
         layout = trained_layout(model)
         check_size(layout, self.settings)
         check_weights(instruction.weights, layout)
+        sha256 = weights_sha256(instruction.weights, layout)
+        if sha256 != instruction.weights_sha256:
+            raise SiteRefusal(RefusalCode.BAD_SIGNATURE)  # other weights than were signed
         cohort = open_cohort(self.settings, study, find_device(self.settings.device))
         check_cohort(cohort.count, self.settings)
         key = Key(
@@ -115,7 +118,7 @@ class Site:
             kind,
             instruction.fold,
             instruction.round_number,
-            weights_sha256(instruction.weights, layout),
+            sha256,
             cohort.dataset.fingerprint,
         )
         recalled = self.outbox.recall(key, patients=cohort.names)

@@ -10,7 +10,6 @@ what it asks, for one site and one use. Nothing else has a place here: no pickle
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import math
@@ -31,7 +30,7 @@ from common.wire import DTYPES, pack, unpack
 TRAIN, EVALUATE, QUERY = "train", "evaluate", "query"  # Flower's message types
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
-_SETTINGS = {"study", "study_sha256", "fold", "round", "known_head", "array_sha256"}
+_SETTINGS = {"study", "study_sha256", "fold", "round", "known_head", "weights_sha256"}
 _QUESTION = {"study_sha256", "fold", "known_head"}
 _MOST_STATEMENT_BYTES = 65_536
 _METRICS = frozenset(get_args(Metric))
@@ -49,6 +48,7 @@ class Instruction:
     fold: int  # 0: the study has one split
     round_number: int  # from 1
     weights: NDArray[np.float32]  # (size,)
+    weights_sha256: str  # signed; who knows the model's layout checks that it is theirs
     known_head: Head | None = None  # of the site's receipts, as the server saw it last
 
 
@@ -75,7 +75,6 @@ class Question:
 
 def encode_instruction(instruction: Instruction) -> RecordDict:
     """An instruction as Flower records."""
-    weights = _array(instruction.weights, "float32")
     settings = ConfigRecord(
         {
             "study": instruction.study.canonical(),
@@ -83,9 +82,10 @@ def encode_instruction(instruction: Instruction) -> RecordDict:
             "fold": instruction.fold,
             "round": instruction.round_number,
             "known_head": "" if instruction.known_head is None else str(instruction.known_head),
-            "array_sha256": _digest(weights),
+            "weights_sha256": instruction.weights_sha256,
         }
     )
+    weights = _array(instruction.weights, "float32")
     return RecordDict({"weights": weights, "instruction": settings})
 
 
@@ -111,6 +111,8 @@ def decode_instruction(
 ) -> Instruction:
     """Flower records as an instruction; raises SiteRefusal when anything is not as it should be.
 
+    But for one thing: whether `weights_sha256` is the weights'. That takes the model's layout.
+
     Args:
         content: what came.
         kind: Flower's type of the message it came in.
@@ -122,12 +124,13 @@ def decode_instruction(
     if settings is None or set(content) != {"weights", "instruction"} or set(settings) != _SETTINGS:
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
     text, fold, round_number = (settings[name] for name in ("study", "fold", "round"))
-    known = settings["known_head"]
+    known, sha256 = settings["known_head"], settings["weights_sha256"]
     if not (
         isinstance(text, str)
         and type(fold) is int
         and type(round_number) is int
         and isinstance(known, str)
+        and isinstance(sha256, str)
     ):
         raise SiteRefusal(RefusalCode.BAD_INSTRUCTION)
     try:
@@ -143,10 +146,7 @@ def decode_instruction(
     weights = _flat(content, "weights", "float32")
     if weights is None:
         raise SiteRefusal(RefusalCode.BAD_WEIGHTS)
-    array = _record(content, "weights", ArrayRecord)
-    if verify and (array is None or _digest(array) != settings["array_sha256"]):
-        raise SiteRefusal(RefusalCode.BAD_SIGNATURE)
-    return Instruction(study, fold, round_number, weights, known_head)
+    return Instruction(study, fold, round_number, weights, sha256, known_head)
 
 
 def encode_reply(reply: Reply, *, wire: Wire = "float32") -> RecordDict:
@@ -277,10 +277,6 @@ def _array(flat: NDArray[Any], dtype: str) -> ArrayRecord:
     values = np.ascontiguousarray(flat, dtype=np.dtype(dtype).newbyteorder("<"))
     data = b"".join((_header(values.size, dtype), values.data))
     return ArrayRecord({"packed": Array(dtype, (values.size,), "numpy.ndarray", data)})
-
-
-def _digest(record: ArrayRecord) -> str:
-    return hashlib.sha256(record["packed"].data).hexdigest()
 
 
 def _unsigned(content: RecordDict, verify: Verify | None, *, kind: str, site: str) -> RecordDict:

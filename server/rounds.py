@@ -120,7 +120,8 @@ def _collect(
     outcome = _Round()
     kind = EVALUATE if spool is None else TRAIN
     study = federation.study
-    content = encode_instruction(Instruction(study, federation.fold, round_number, weights))
+    sha256 = weights_sha256(weights, federation.layout)
+    content = encode_instruction(Instruction(study, federation.fold, round_number, weights, sha256))
     messages = [
         Message(
             with_known_head(content, _head(heads, site)), node, kind, group_id=str(round_number)

@@ -31,7 +31,7 @@ from client.site import Site, open_site
 from common.compute import settle
 from common.config import Link, Policy, SiteSettings, Study, parse
 from common.messages import TRAIN, Instruction, Reply, encode_instruction, signed
-from common.models import pack, study_model
+from common.models import pack, study_model, trained_layout, weights_sha256
 
 MODELS = {"cnn-li2014": 40, "vit-base": 8}  # with so many messages
 PATIENTS, SIZE_PX = 20, 32
@@ -67,7 +67,9 @@ def _of_model(name: str, messages: int, folder: Path) -> dict[str, object]:
     key = Ed25519PrivateKey.generate()
     site = _open(folder, key)
     study = _study(name, rounds=messages + 1)
-    weights = pack(study_model(study))
+    model = study_model(study)
+    weights = pack(model)
+    sha256 = weights_sha256(weights, trained_layout(model))
     trained = weights + np.float32(1e-3)
     found, accounts, bare = [], [], []
     spent: list[_Took] = []
@@ -79,7 +81,7 @@ def _of_model(name: str, messages: int, folder: Path) -> dict[str, object]:
             timed = _timed_into(spent, getattr(owner, function))
             stack.enter_context(patch.object(owner, function, timed))
         for number in range(1, messages + 2):
-            asked = _asked(study, number, weights, key)
+            asked = _asked(Instruction(study, 0, number, weights, sha256), key)
             spent.clear()
             whole = _took(lambda asked=asked: site.answer(asked, TRAIN))  # type: ignore[misc]
             account = _Took(sum(one.wall for one in spent), sum(one.cpu for one in spent))
@@ -120,11 +122,8 @@ def _timed_into(spent: list[_Took], function: Callable[..., Any]) -> Callable[..
     return timed
 
 
-def _asked(
-    study: Study, number: int, weights: NDArray[np.float32], key: Ed25519PrivateKey
-) -> RecordDict:
-    content = encode_instruction(Instruction(study, 0, number, weights))
-    return signed(content, key.sign, kind=TRAIN, site="site")
+def _asked(instruction: Instruction, key: Ed25519PrivateKey) -> RecordDict:
+    return signed(encode_instruction(instruction), key.sign, kind=TRAIN, site="site")
 
 
 def _write(path: Path, values: NDArray[np.float32]) -> None:

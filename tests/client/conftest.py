@@ -108,7 +108,15 @@ class Hospital:
         from common.models import pack, study_model
 
         given = pack(study_model(study)) if weights is None else weights
-        return encode_instruction(Instruction(study, fold, round_number, given, known_head))
+        sha256 = self.sha256(study, given)
+        return encode_instruction(Instruction(study, fold, round_number, given, sha256, known_head))
+
+    def sha256(self, study: Any, weights: NDArray[np.float32]) -> str:
+        """The hash that a coordinator signs; of no weights of this model, any."""
+        from common.models import study_model, trained_layout, weights_sha256
+
+        layout = trained_layout(study_model(study))
+        return weights_sha256(weights, layout) if weights.shape == (layout.size,) else "0" * 64
 
     def ask(self, content: Any, kind: str = "train", *, sign: bool = True) -> Any:
         """The app's answer to a message, signed as a coordinator would."""

@@ -32,7 +32,7 @@ from client.ledger import FILE, Ledger, open_ledger
 from client.receipts import Line, Receipts, Sent
 from common.config import Policy, SiteSettings, Study, load_study
 from common.messages import TRAIN, Instruction, Reply, encode_instruction
-from common.models import pack, study_model
+from common.models import pack, study_model, trained_layout, weights_sha256
 
 STEPS = (
     "client.site.admit",
@@ -63,7 +63,8 @@ def settings(folder: Path, state: str) -> SiteSettings:
 def instruction(study: Study, round_number: int) -> RecordDict:
     """Round by round other weights."""
     weights = pack(study_model(study)) + np.float32(round_number / 100)
-    return encode_instruction(Instruction(study, 0, round_number, weights))
+    sha256 = weights_sha256(weights, trained_layout(study_model(study)))
+    return encode_instruction(Instruction(study, 0, round_number, weights, sha256))
 
 
 def ask(content: RecordDict, site: SiteSettings) -> str:

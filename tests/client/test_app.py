@@ -32,7 +32,7 @@ from common.messages import (
     decode_reply,
     encode_instruction,
 )
-from common.models import frozen_encoder, pack, study_model
+from common.models import frozen_encoder, pack, study_model, trained_layout, weights_sha256
 
 PATIENT = "Mustermann^Erika"
 
@@ -62,7 +62,8 @@ def instruct(
 ) -> RecordDict:
     """An instruction with the study's initial weights, or others."""
     given = pack(study_model(study)) if weights is None else weights
-    return encode_instruction(Instruction(told(study), fold, round_number, given))
+    sha256 = weights_sha256(given, trained_layout(study_model(study)))
+    return encode_instruction(Instruction(told(study), fold, round_number, given, sha256))
 
 
 def ask(content: RecordDict, settings: SiteSettings, kind: str = TRAIN) -> Message:
@@ -295,7 +296,8 @@ def test_what_is_not_an_instruction_is_refused(
 def test_an_unknown_model_is_refused(tiny: Path) -> None:
     """A model that the site has not installed is no reason to look for one."""
     study = load_study(tiny / "study.yaml", ["model.name=resnet-9000"])
-    content = instruct(study, weights=np.zeros(3, dtype=np.float32))
+    weights = np.zeros(3, dtype=np.float32)
+    content = encode_instruction(Instruction(told(study), 0, 1, weights, "0" * 64))
     assert refusal(content, site(tiny)) is RefusalCode.BAD_INSTRUCTION
 
 

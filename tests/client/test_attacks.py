@@ -98,6 +98,11 @@ def _(site: Any, study: Any) -> Any:
     return site.ask(content, sign=False)
 
 
+@attack("a hash that isn't the weights'", RefusalCode.BAD_SIGNATURE)
+def _(site: Any, study: Any) -> Any:
+    return site.ask(changed(site.instruct(study), weights_sha256="0" * 64))
+
+
 @attack("an instruction that was signed for another site", RefusalCode.BAD_SIGNATURE)
 def _(site: Any, study: Any) -> Any:
     sign = site.coordinator.sign

@@ -36,7 +36,7 @@ from common.messages import (
     encode_question,
     payload_bytes,
 )
-from common.models import pack, study_model
+from common.models import pack, study_model, trained_layout, weights_sha256
 
 SITE = """\
 name: north
@@ -99,8 +99,15 @@ def train(home: Path, study: Study) -> None:
     settings = site.model_copy(
         update={"policy": site.policy.model_copy(update={"approval": "automatic"})}
     )
-    weights = pack(study_model(study))
-    open_site(settings).answer(encode_instruction(Instruction(study, 0, 1, weights)), TRAIN)
+    open_site(settings).answer(instruct(study, 0, 1), TRAIN)
+
+
+def instruct(study: Study, fold: int, round_number: int) -> RecordDict:
+    """An instruction with the study's initial weights."""
+    model = study_model(study)
+    weights = pack(model)
+    sha256 = weights_sha256(weights, trained_layout(model))
+    return encode_instruction(Instruction(study, fold, round_number, weights, sha256))
 
 
 def site_line(old: str, new: str) -> Break:
@@ -455,10 +462,10 @@ def test_the_preview_is_what_leaves(home: Path, folds: int | None, release: str)
     site = load_site(home / "site.yaml")
     automatic = site.policy.model_copy(update={"approval": "automatic"})
     opened = open_site(site.model_copy(update={"policy": automatic}))
-    fold, weights = (1 if folds else 0), pack(study_model(study))
+    fold = 1 if folds else 0
     asked = {
-        TRAIN: encode_instruction(Instruction(study, fold, 1, weights)),
-        EVALUATE: encode_instruction(Instruction(study, fold, 2, weights)),
+        TRAIN: instruct(study, fold, 1),
+        EVALUATE: instruct(study, fold, 2),
         QUERY: encode_question(Question(study.sha256, fold)),
     }
     left: list[RecordDict] = [opened.answer(content, kind) for kind, content in asked.items()]

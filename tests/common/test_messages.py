@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,12 @@ STUDY = parse(
     where="test",
 )
 WEIGHTS = np.linspace(-1, 1, 7, dtype=np.float32)
+SHA256 = "0b" * 32  # said to be theirs
 
 
 def instruction(fold: int = 1, round_number: int = 1) -> Instruction:
     """A good instruction."""
-    return Instruction(STUDY, fold, round_number, WEIGHTS)
+    return Instruction(STUDY, fold, round_number, WEIGHTS, SHA256)
 
 
 def packed(array: np.ndarray) -> ArrayRecord:
@@ -92,9 +94,9 @@ def test_an_instruction_comes_back() -> None:
     """What a site reads is what the server wrote, to the bit."""
     for size in (0, 1, 7, 12345):
         weights = np.random.default_rng(size).normal(size=size).astype(np.float32)
-        sent = Instruction(STUDY, 2, 5, weights)
+        sent = Instruction(STUDY, 2, 5, weights, SHA256)
         read = decode_instruction(encode_instruction(sent))
-        assert (read.fold, read.round_number) == (2, 5)
+        assert (read.fold, read.round_number, read.weights_sha256) == (2, 5, SHA256)
         assert read.study.canonical() == STUDY.canonical()
         assert read.weights.dtype == np.float32
         assert read.weights.tobytes() == weights.tobytes()
@@ -161,9 +163,10 @@ def test_folds_and_rounds_have_ends() -> None:
     """The last round only evaluates; a study without folds knows fold 0 alone."""
     assert decode_instruction(encode_instruction(instruction(3, 5))).round_number == 5
     single = STUDY.model_copy(update={"data": STUDY.data.model_copy(update={"folds": None})})
-    assert decode_instruction(encode_instruction(Instruction(single, 0, 1, WEIGHTS))).fold == 0
+    whole = Instruction(single, 0, 1, WEIGHTS, SHA256)
+    assert decode_instruction(encode_instruction(whole)).fold == 0
     with pytest.raises(SiteRefusal):
-        decode_instruction(encode_instruction(Instruction(single, 1, 1, WEIGHTS)))
+        decode_instruction(encode_instruction(replace(whole, fold=1)))
 
 
 @pytest.mark.parametrize("name", ["study", "study_sha256", "fold", "round"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from common.chain import Head
 from common.config import Study, parse
@@ -34,6 +34,7 @@ CONTENT = {"classes": ["a", "b"], "data": {"kind": "manifest"}, "training": {"ro
 STUDY = parse(Study, CONTENT, where="test")
 OTHER = parse(Study, CONTENT | {"seed": 2}, where="test")
 WEIGHTS = np.arange(7, dtype=np.float32)
+SHA256 = "0b" * 32  # said to be theirs
 HEAD = Head(3, "0a" * 32)
 
 
@@ -47,7 +48,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sign, Verify]:
 
 def instruction(study: Study = STUDY, round_number: int = 2) -> RecordDict:
     """An instruction to a site that has shown its head."""
-    content = encode_instruction(Instruction(study, 0, round_number, WEIGHTS))
+    content = encode_instruction(Instruction(study, 0, round_number, WEIGHTS, SHA256))
     return with_known_head(content, HEAD)
 
 
@@ -77,10 +78,6 @@ def changed(name: str, key: str, value: object) -> Callable[[RecordDict], None]:
     return change
 
 
-def _other_weights(content: RecordDict) -> None:
-    content["weights"] = ArrayRecord({"packed": Array(WEIGHTS + 1)})
-
-
 def _other_study(content: RecordDict) -> None:
     content["instruction"] = instruction(OTHER)["instruction"]
 
@@ -97,7 +94,7 @@ CHANGES = {
     "fold": changed("instruction", "fold", 1),
     "round": changed("instruction", "round", 3),
     "known head": changed("instruction", "known_head", ""),
-    "weights": _other_weights,
+    "hash of the weights": changed("instruction", "weights_sha256", "0c" * 32),
     "study": _other_study,
     "a field more": changed("instruction", "more", 1),
     "a record more": _more,

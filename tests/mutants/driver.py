@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 ROOT = Path(__file__).parents[2]
-LONGEST_SECONDS = 240  # a job; below the timeout of the test that asked, so that answers stay in step
+LONGEST_SECONDS = 240  # a job; less than the test that asked waits, so answers stay in step
 
 
 class MutatedLoader(importlib.machinery.SourceFileLoader):
