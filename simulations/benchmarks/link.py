@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -46,6 +47,15 @@ WARM_ROUNDS, LONG_ROUNDS = 50, 500
 IDLE_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a site's process says of itself."""
+
+    peak_bytes: int  # above what it began with
+    resident_bytes: int
+    cpu_s: float  # so far
+
+
 def measure() -> dict[str, object]:
     """Median seconds of a round, idle CPU, and peaks of memory."""
     small = _study(SMALL, sites=SMALL_SITES, rounds=SMALL_ROUNDS, idle_s=IDLE_S)
@@ -68,9 +78,9 @@ def _study(size_bytes: int, *, sites: int, rounds: int, idle_s: float) -> dict[s
         root = Path(folder)
         with open_link(root / "federation.yaml", folder=root / "replies") as grid:
             grid.wait_for_sites(sites, timeout_s=120)
-            idle_before = _cpu_s()
+            before_s = [_cpu_s(), *(_tells(pipe).cpu_s for pipe in pipes)]
             time.sleep(idle_s)
-            idle = (_cpu_s() - idle_before) / idle_s if idle_s else None
+            after_s = [_cpu_s(), *(_tells(pipe).cpu_s for pipe in pipes)]
             before = _reset_peak()
             federation = Federation(study, 0, grid.sites, layout, root / "run")
             (root / "run").mkdir()
@@ -81,14 +91,18 @@ def _study(size_bytes: int, *, sites: int, rounds: int, idle_s: float) -> dict[s
         lines = [line for line in history if not line.get("closing")]
         if any(len(line["joined"]) < sites for line in lines):
             raise AssertionError("a site missed a round: it is no fair measurement")
-        peaks = [_tells(pipe)[0] for pipe in pipes]
+        peaks = [_tells(pipe).peak_bytes for pipe in pipes]
     found: dict[str, object] = {
         "bytes": size_bytes,
         "sites": sites,
         "median_round_s": round(statistics.median(line["seconds"] for line in lines[1:]), 3),
     }
-    if idle is not None:
-        return found | {"server_idle_cpu": round(idle, 4)}
+    if idle_s:
+        server, *own = (
+            round((after - before) / idle_s, 4)
+            for before, after in zip(before_s, after_s, strict=True)
+        )
+        return found | {"server_idle_cpu": server, "site_idle_cpu": max(own)}
     return found | {  # of a small model they would only tell what gRPC needs
         "server_peak_models": round((_peak_bytes() - before) / size_bytes, 2),
         "site_peak_models": round(max(peaks) / size_bytes, 2),
@@ -183,7 +197,7 @@ def _growth() -> dict[str, object]:
                 out.mkdir()
                 federation = Federation(study, 0, grid.sites, layout, out)
                 run_rounds(grid, federation, np.zeros(layout.size, dtype=np.float32))
-                found.append([_resident_bytes(), *(_tells(pipe)[1] for pipe in pipes)])
+                found.append([_resident_bytes(), *(_tells(pipe).resident_bytes for pipe in pipes)])
     server, *sites = (
         round((after - before) / 1e6, 1) for before, after in zip(*found, strict=True)
     )
@@ -240,7 +254,7 @@ def _federation(folder: Path, names: list[str]) -> Iterator[list[Connection]]:
 
 
 def _serve(text: str, pipe: Connection) -> None:
-    """A site's process: answers with the weights plus one, and says its peak when asked."""
+    """A site's process: answers with the weights plus one, and tells what it holds when asked."""
     app = ClientApp()
     before = _resident_bytes()
 
@@ -260,16 +274,15 @@ def _serve(text: str, pipe: Connection) -> None:
     def tell() -> None:
         while True:
             pipe.recv()
-            pipe.send((_peak_bytes() - before, _resident_bytes()))
+            pipe.send(_Held(_peak_bytes() - before, _resident_bytes(), _cpu_s()))
 
     threading.Thread(target=tell, daemon=True).start()
     run_site(SiteSettings.model_validate_json(text), app)
 
 
-def _tells(pipe: Connection) -> tuple[int, int]:
-    """A site's peak above its beginning, and what it has now; bytes."""
-    pipe.send("memory")
-    found: tuple[int, int] = pipe.recv()
+def _tells(pipe: Connection) -> _Held:
+    pipe.send("tell")
+    found: _Held = pipe.recv()
     return found
 
 

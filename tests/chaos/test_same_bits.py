@@ -46,3 +46,19 @@ def test_a_federation_gives_a_simulations_bits_and_charges(
         assert missed == set(AWAY.get(name, ()))
         state = federation.site_yaml(name).parent / "state"
         assert len(told.charged(state)) == ROUNDS - len(missed)
+
+
+@pytest.mark.parametrize("wire", ["bfloat16", "int8"])
+def test_short_updates_give_the_same_bits_too(
+    found: Callable[..., Any], told: Any, wire: str
+) -> None:
+    """Rounded by chance on the way, in both the same way; fewer bytes go up."""
+    federation = found(2, "federation.min_sites=3", f"federation.wire={wire}")
+    simulated = federation.simulate()
+    server = federation.serve()
+    sites = [federation.join(name) for name in federation.names]
+    assert server.wait() == 0
+    assert [site.stop() for site in sites] == [0, 0, 0]
+    told.same_as_undisturbed(federation, simulated)
+    first = json.loads((federation.out / "history.jsonl").read_text().splitlines()[0])
+    assert first["bytes_up"] < 0.6 * first["bytes_down"]
