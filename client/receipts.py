@@ -425,11 +425,10 @@ def rotate_receipt_key(
     """
     new = next_receipt_key(state)
     path = state / RECEIPTS_CHAIN
-    after = Receipts(path, new, announce)
     with _content(path) as content:
         last = _last_line(content)
     if last and _read(last).next_key == public_hex(new):  # interrupted after its line
-        head = after.head
+        head = _head(last)
     else:
         head = Receipts(path, read_receipt_key(state), announce).hand_over(new, now=now)
     adopt_receipt_key(state)

@@ -120,6 +120,20 @@ def test_what_is_forgotten_was_still_answered(outbox: Outbox) -> None:
     assert wire(outbox.find(OTHERS[0])) == wire(outbox.find(OTHERS[2])) == wire(REPLY)
 
 
+def test_replies_are_forgotten_up_to_a_round(outbox: Outbox) -> None:
+    """Those of the rounds before it, however many were forgotten earlier and lie between them."""
+    numbers = range(1, 9)
+    keys = [replace(KEY, fold=fold, round_number=n) for fold in (0, 1) for n in numbers]
+    for key in keys[:8] + keys[:7:-1]:  # a folder lists its files in one order or another
+        outbox.store(key, passed())
+    for before in numbers:
+        for fold in (0, 1):
+            outbox.forget(KEY.study_sha256, fold, before_round=before)
+        assert [outbox.find(key) is not None for key in keys] == [
+            key.round_number >= before for key in keys
+        ]
+
+
 def test_replies_of_other_data_are_those_of_patients_who_are_still_there(outbox: Outbox) -> None:
     """A reply of unchanged data is always given again; of others, if nobody in them has gone."""
     outbox.store(KEY, passed())
@@ -145,6 +159,42 @@ def test_the_patients_are_forgotten_with_the_last_reply(outbox: Outbox) -> None:
     assert [path.stem for path in listed.glob("*.patients")] == [KEY.data_fingerprint]
     outbox.forget(KEY.study_sha256, OTHERS[2].fold)
     assert list(listed.glob("*.patients")) == []
+
+
+def test_a_patient_s_key_is_compared_whole(outbox: Outbox) -> None:
+    """A key with a space is one key: half of it is nobody's."""
+    outbox.list_patients(KEY, ["ann lee", "bob"])
+    outbox.store(KEY, passed())
+    assert outbox.recall(OTHERS[5], patients=["ann lee", "bob"]) is not None
+    assert outbox.recall(OTHERS[5], patients=["ann", "lee", "bob"]) is None
+
+
+def test_of_several_replies_that_of_today_s_data_is_given(outbox: Outbox) -> None:
+    """Each data's own reply is found first, whichever of them was stored before."""
+    keys = [replace(KEY, data_fingerprint=digit * 64) for digit in "0123456789"]
+    for number, key in enumerate(keys):
+        outbox.list_patients(key, ["ann"])
+        outbox.store(key, passed(Reply(None, {"loss": float(number)})))
+    for number, key in enumerate(keys):
+        found = outbox.recall(key, patients=["ann"])
+        assert found == (key, Reply(None, {"loss": float(number)}))
+
+
+def test_patients_that_can_t_be_listed_are_a_refusal(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the list nobody could tell later whose the reply is; the site's log says why."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(client.state.os, "open", full)
+    with pytest.raises(SiteRefusal) as refusal:
+        outbox.list_patients(KEY, ["ann"])
+    assert refusal.value.code is RefusalCode.RECORDS_DAMAGED
+    (said,) = caplog.messages
+    assert said.startswith("outbox: ")
+    assert "No space left" in said
 
 
 def stored(outbox: Outbox, key: Key) -> Path:
@@ -180,9 +230,26 @@ def test_a_damaged_reply_is_as_good_as_none(outbox: Outbox, reply: Reply) -> Non
             found = outbox.find(KEY)
             # Without its newline the line is still whole.
             assert found is None or (wire(found) == wire(reply) and place == len(whole) - 1)
-    path.write_bytes(whole + b"\0\0\0\0")
-    assert outbox.find(KEY) is None
+    for more in (b"\0\0\0\0", b"\0"):
+        path.write_bytes(whole + more)
+        assert outbox.find(KEY) is None
     assert outbox.earlier(KEY.study_sha256, 0) == (KEY,)
+
+
+def test_the_log_says_which_reply_is_damaged_and_why(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for content that isn't what was stored, once for what the disk doesn't give."""
+    outbox.store(KEY, passed())
+    path = stored(outbox, KEY)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert outbox.find(KEY) is None
+    path.unlink()
+    path.mkdir()
+    assert outbox.find(KEY) is None
+    damaged, unread = caplog.messages
+    assert "round 3 " in damaged
+    assert unread.endswith(os.strerror(errno.EISDIR))
 
 
 def test_a_reply_under_another_name_is_none(outbox: Outbox) -> None:
@@ -229,6 +296,17 @@ def test_the_oldest_replies_make_room(outbox: Outbox) -> None:
     assert len(small.earlier(KEY.study_sha256, 0)) == 5
 
 
+def test_no_more_replies_are_emptied_than_are_too_many(outbox: Outbox) -> None:
+    """Where the rest and the new one fill the room exactly, the rest stays."""
+    keys = [replace(KEY, round_number=number) for number in range(1, 5)]
+    for number, key in enumerate(keys[:3]):
+        outbox.store(key, passed())
+        os.utime(stored(outbox, key), ns=(number, number))
+    size = stored(outbox, keys[0]).stat().st_size
+    replace(outbox, most_bytes=3 * size).store(keys[3], passed())
+    assert [outbox.find(key) is not None for key in keys] == [False, True, True, True]
+
+
 def test_a_bound_that_running_studies_reach_is_a_refusal(outbox: Outbox) -> None:
     """What can't be stored is not sent."""
     small = replace(outbox, most_bytes=100)
@@ -241,7 +319,7 @@ def test_a_bound_that_running_studies_reach_is_a_refusal(outbox: Outbox) -> None
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open"])
 def test_a_full_disk_leaves_nothing_half_written(
-    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, call: str
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     """A disk that is full at any step is a refusal; with room again the reply is stored."""
 
@@ -253,6 +331,9 @@ def test_a_full_disk_leaves_nothing_half_written(
         with pytest.raises(SiteRefusal) as refusal:
             outbox.store(KEY, passed())
     assert refusal.value.code is RefusalCode.RECORDS_DAMAGED
+    (said,) = caplog.messages
+    assert said.startswith("outbox: ")
+    assert "No space left" in said
     assert outbox.find(KEY) is None
     assert [path for path in outbox.folder.rglob("*") if path.is_file()] == []
     outbox.store(KEY, passed())

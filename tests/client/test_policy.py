@@ -21,7 +21,9 @@ from client.policy import (
     check_weights,
     most_bytes,
     objections,
+    rounds_to_begin_with,
 )
+from common.catalogue import CATALOGUE
 from common.config import LARGEST_WEIGHT, Budget, Policy, SiteSettings, Study, parse
 from common.errors import RefusalCode, SiteRefusal
 from common.messages import EVALUATE, TRAIN
@@ -110,6 +112,11 @@ C = RefusalCode
             site(),
             C.BAD_INSTRUCTION,
         ),
+        (
+            study(model={"name": "elnet-like"}, data={"kind": "manifest", "image_size_px": 32}),
+            site(),
+            None,
+        ),
     ],
 )
 def test_the_policy_decides(asked: Study, of: SiteSettings, expected: RefusalCode | None) -> None:
@@ -124,6 +131,8 @@ def test_a_smaller_delta_than_the_studys_is_a_cap() -> None:
     """A site's own delta is the largest that it accepts."""
     strict = site().model_copy(update={"budget": Budget(epsilon=4.0, delta=9e-7)})
     assert code(check_study, study(), strict) is C.OVER_BUDGET
+    (found,) = objections(study(), strict)
+    assert found.sentence.startswith("budget.delta is 9e-07 ")
 
 
 def test_the_steward_reads_every_objection() -> None:
@@ -143,6 +152,22 @@ def test_the_steward_reads_which_number_is_missing(unit: str, key: str) -> None:
     asked = study(privacy={"unit": unit})
     (found,) = objections(asked, site(unit="image", declared=None, images=None))
     assert found.sentence.startswith(f"{key} ")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "named"), [(("cnn-small", "vit-tiny"), "cnn-small, vit-tiny"), ((), "empty")]
+)
+def test_the_steward_reads_which_models_are_allowed(allowed: tuple[str, ...], named: str) -> None:
+    """What policy.models says is quoted beside the model that the study asks for."""
+    (found,) = objections(study(model={"name": "resnet18"}), site(models=allowed))
+    assert f"policy.models is {named} " in found.sentence
+    assert found.sentence.endswith(" resnet18.")
+
+
+def test_the_steward_reads_which_models_are_installed() -> None:
+    """A model that nobody has here is answered by those that are here."""
+    (found,) = objections(study(model={"name": "resnet-9000"}), site())
+    assert found.sentence.endswith(f": {', '.join(CATALOGUE)}.")
 
 
 @pytest.mark.parametrize(
@@ -244,6 +269,18 @@ def test_a_study_that_would_fill_the_disk_is_refused() -> None:
     room = 2**16 - len(short.canonical().encode())
     assert answer(study(classes=["dark", "bright" + "t" * room])) is None
     assert answer(study(classes=["dark", "bright" + "t" * (room + 1)])) is C.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("folds", "whole_studies", "rounds"),
+    [(None, "required", 3), (5, "required", 12), (2, "required", 3), (5, "optional", 1)],
+)
+def test_a_whole_study_is_paid_for_before_it_begins(
+    folds: int | None, whole_studies: str, rounds: int
+) -> None:
+    """With folds, each patient trains in all models but one; a site may also take what it gets."""
+    asked = study(training={"rounds": 3}, data={"kind": "manifest", "folds": folds})
+    assert rounds_to_begin_with(asked, site(whole_studies=whole_studies)) == rounds
 
 
 STUDY = study(training={"rounds": 5})

@@ -310,6 +310,13 @@ def test_no_byte_can_be_changed(thousand: list[bytes], data: st.DataObject) -> N
     assert problems(bytes(content), key=PUBLIC, known_head=None)
 
 
+def test_a_line_that_nobody_can_read_is_named(thousand: list[bytes]) -> None:
+    """Whatever stands where a line should be, its place is said, and the next line misses it."""
+    content = b"".join([*thousand[:2], b"not a receipt\n", *thousand[3:9]])
+    found = problems(content, key=PUBLIC, known_head=None)
+    assert [problem.line for problem in found] == [3, 4]
+
+
 @pytest.mark.parametrize("damage", [changed, dropped, swapped, exchanged, doubled])
 def test_damage_is_found_where_it_is(thousand: list[bytes], damage: Damage) -> None:
     """The first problem names the damaged line or the next, and the rest of the chain is fine."""
@@ -470,6 +477,19 @@ def test_every_torn_last_line_is_moved_aside(
         assert book.path.with_name("receipts.torn").stat().st_mode & 0o777 == 0o600
     assert "receipts.torn" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_the_end_is_checked_without_writing_a_line(book: Receipts) -> None:
+    """What a kill left is moved aside; where the last line was changed, that is said."""
+    book.check_end()
+    book.append(sent(1), now=NOW)
+    whole = book.path.read_bytes()
+    book.path.write_bytes(whole + b"{")
+    book.check_end()
+    assert book.path.read_bytes() == whole
+    book.path.write_bytes(whole.replace(b'"bytes":4096', b'"bytes":4097'))
+    with pytest.raises(ReceiptsDamaged, match="--verify"):
+        book.check_end()
 
 
 def test_a_torn_first_line_is_moved_aside(book: Receipts) -> None:
@@ -688,6 +708,25 @@ def test_a_new_key_goes_on_with_the_chain(tmp_path: Path) -> None:
     assert chain(tmp_path, old).problems()
     assert rotate_receipt_key(tmp_path, now=NOW, announce=lambda _: None).count == 4
     assert chain(tmp_path, open_keys(tmp_path).receipts).problems(head) == []
+
+
+def test_a_rotation_tells_its_head_and_an_interrupted_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal hears of the new key's line, and whoever asks again gets the same head."""
+    told: list[Head] = []
+    chain(tmp_path, open_keys(tmp_path).receipts).append(sent(1), now=NOW)
+
+    def killed(_state: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(receipts, "adopt_receipt_key", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rotate_receipt_key(tmp_path, now=NOW, announce=told.append)
+    again = rotate_receipt_key(tmp_path, now=NOW, announce=told.append)
+    assert told == [again] == [chain(tmp_path).head]
+    assert again.count == 2
 
 
 def test_a_key_that_names_itself_is_found(book: Receipts) -> None:

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 import fedward
 from client.keys import open_keys
 from client.receipts import Asked, Receipts, Refused, Sent, SentArray, rotate_receipt_key
+from client.receipts_table import list_receipts
 from common.chain import Head
+from common.config import load_site
 from common.errors import RefusalCode
 from common.privacy.epsilon import Epsilon, Randomness, Unit
 from common.signed import public_hex
@@ -103,6 +105,8 @@ def test_json_has_every_line(folder: Path) -> None:
     assert said["receipts"][0]["entry"]["epsilon"]["epsilon"] == 1.23401
     assert (said["messages"], said["bytes"], said["refusals"]) == (2, 5028, 2)
     assert said["head"].startswith("5:")
+    as_json = list_receipts(load_site(folder / "site.yaml")).as_json()
+    assert json.loads(json.dumps(as_json)) == as_json == said  # no value of Python's own
 
 
 def test_a_whole_chain_is_said_to_be_whole(folder: Path) -> None:
@@ -214,10 +218,10 @@ def test_a_restore_is_a_row_that_says_what_was_given_up(folder: Path) -> None:
     state = folder / "state"
     book = Receipts(state / "receipts.jsonl", open_keys(state).receipts, quiet)
     lost = Head(9, "9" * 64)
-    book.restore([lost], ledger=Head(3, "3" * 64), now=NOW)
+    book.restore([lost, Head(8, "8" * 64)], ledger=Head(3, "3" * 64), now=NOW)
     row = next(line for line in says(folder).stdout.splitlines() if "restored" in line)
     assert row.split("restored", 1)[1].strip() == (
-        "messages may be missing above; given up: 9:99999999999999..."
+        "messages may be missing above; given up: 8:88888888888888..., 9:99999999999999..."
     )
     book.restore([], ledger=Head(3, "3" * 64), now=NOW)
     assert "missing above; nothing given up\n" in says(folder).stdout

@@ -85,13 +85,13 @@ MUTANTS = {
         "common.privacy.bookkeeping",
         "_CANCELS = 6.0",
         "_CANCELS = 6e12",
-        (ENGINES,),
+        (f"{ENGINES}::test_the_guard_is_needed",),
     ),
     "Gram matrices in float32": Mutant(
         "common.privacy.bookkeeping",
         "narrow, wide = narrow.double(), wide.double()",
         "",
-        (ENGINES,),
+        (f"{ENGINES}::test_equal_numbers_are_not_taken_for_shorter",),
     ),
     "noise in float32 without a grid": Mutant(
         "common.privacy.noise",
