@@ -819,7 +819,7 @@ class FederationFile(_Frozen):
         3600.0,
         gt=0,
         le=604_800,
-        description="Seconds to wait for the study's min_sites before it begins or goes on.",
+        description="Seconds to wait for the study's min_sites to call, and again to approve it.",
     )
     offline_after_s: float = Field(
         300.0,

@@ -58,13 +58,18 @@ class _Round:
     bytes_down: int = 0
 
 
+class NotYetApproved(RunFailed):
+    """Stewards haven't decided; asked later, the same round may have enough sites."""
+
+
 def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32]) -> Checkpoint:
     """All rounds that are still to do, and the closing evaluation; returns the last checkpoint.
 
     Starts after the last checkpoint in `federation.out`, so calling it again resumes.
 
     Raises:
-        RunFailed: a round had fewer accepted replies than the study's minimum.
+        RunFailed: a round had fewer accepted replies than the study's minimum; NotYetApproved where
+            it would have enough once the sites that were asked have approved the study.
     """
     study, out = federation.study, federation.out
     folder, history = out / "checkpoints", out / "history.jsonl"
@@ -78,7 +83,7 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
         outcome = _collect(grid, federation, state.weights, round_number, spool, heads)
         heads |= outcome.heads
         if len(spool.sites) < study.federation.min_sites:
-            raise RunFailed(_too_few(federation, outcome, round_number, len(spool.sites)))
+            raise _too_few(federation, outcome, round_number, len(spool.sites))
         joined = spool.sites
         state = Checkpoint(round_number, spool.average(study.federation.weights))
         line = _line(federation, state, outcome)
@@ -222,7 +227,9 @@ def _report(federation: Federation, outcome: _Round, round_number: int, joined: 
     )
 
 
-def _too_few(federation: Federation, outcome: _Round, round_number: int, accepted: int) -> str:
+def _too_few(
+    federation: Federation, outcome: _Round, round_number: int, accepted: int
+) -> RunFailed:
     wanted = federation.study.federation.min_sites
     why = "; ".join(f"{site}: {reason}" for site, reason in sorted(outcome.left_out.items()))
     diverged = any(r.startswith(RefusalCode.DIVERGED.value) for r in outcome.left_out.values())
@@ -231,7 +238,11 @@ def _too_few(federation: Federation, outcome: _Round, round_number: int, accepte
         if diverged
         else "Mend the sites, then start the same command again (a simulation: with --resume)."
     )
-    return (
+    undecided = sum(
+        reason.startswith(RefusalCode.NOT_APPROVED.value) for reason in outcome.left_out.values()
+    )
+    kind = NotYetApproved if accepted + undecided >= wanted else RunFailed
+    return kind(
         f"round {round_number} has {accepted} accepted replies, and the study needs {wanted} "
         f"(federation.min_sites): {why.rstrip('.')}. {remedy}"
     )

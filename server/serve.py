@@ -27,8 +27,10 @@ from server.app import app
 from server.checkpoint import last_checkpoint
 from server.link import RUN_ID, LinkGrid, open_link
 from server.result import result_of
+from server.rounds import NotYetApproved
 
 logger = logging.getLogger("fedward.server")
+_ASK_AGAIN_S = 10.0  # each time the site signs a receipt for its refusal
 REPLIES = "replies"  # below the run directory: what is on its way
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
@@ -120,12 +122,31 @@ def _train(grid: LinkGrid, study: Study, fold: int, folder: Path, federation_fil
         "out": str(folder),
         "receipts_keys": json.dumps(keys),
     }
-    app(grid, Context(RUN_ID, 1, {}, RecordDict(), config))
+    _until_approved(
+        lambda: app(grid, Context(RUN_ID, 1, {}, RecordDict(), config)), found.wait_for_sites_s
+    )
     ended = last_checkpoint(folder / "checkpoints", study_sha256=study.sha256)
     assert ended is not None  # a leg that ends well has at least one round
     result = result_of(study, {fold: folder}, receipts_keys=keys, refused={}, late={}, seconds=0.0)
     stated = result.privacy()
     save(folder / "model.safetensors", ended.weights, study=study, fold=fold, privacy=stated)
+
+
+def _until_approved(run: Callable[[], None], timeout_s: float) -> None:
+    """Run again and again while only sites' approval is missing.
+
+    A site that has approved answers the same round with the same bytes, and isn't charged twice.
+    """
+    waited_s = 0.0
+    while True:
+        try:
+            return run()
+        except NotYetApproved as error:
+            if waited_s >= timeout_s:
+                raise
+            logger.info("waiting for sites to approve the study: %s", error)
+        time.sleep(_ASK_AGAIN_S)
+        waited_s += _ASK_AGAIN_S
 
 
 def _receipts_keys(found: FederationFile) -> dict[str, str]:

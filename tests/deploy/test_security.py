@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +15,14 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from pydantic import BaseModel
 
-from client.keys import LEDGER, NODE, PSEUDONYMS, RECEIPTS
-from common.config import FederationFile, Link, Metric, Release, SiteSettings
-from common.errors import RefusalCode
+from client.keys import LEDGER, NODE, PSEUDONYMS, RECEIPTS, open_keys
+from common.config import FederationFile, Link, Metric, Release, SiteSettings, Study
+from common.errors import REFUSAL_SENTENCES, RefusalCode
 from common.messages import decode_refusal, decode_reply, decode_statement, encode_refusal
 from common.objects import inflate_message
+from common.privacy.not_covered import NotCovered
 from common.statement import SignedStatement, read_statement
+from server import door, link
 from server.provision import (
     AUTHORITY_DAYS,
     AUTHORITY_KEY,
@@ -29,6 +33,7 @@ from server.provision import (
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "deploy" / "SECURITY.md").read_text()
+TEXT = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
 
 
 def table(first: str) -> list[list[str]]:
@@ -166,13 +171,68 @@ def test_every_file_at_the_site_is_listed(captured: Any) -> None:
     assert unknown == []
 
 
+def test_every_listed_file_is_there(captured: Any) -> None:
+    """A study leaves each file and folder of the table, but for those that it has no part in."""
+    rows = set().union(*(ticked(row[0]) for row in table("file")))
+    elsewhere = {"FEDWARD_CACHE", "/var/cache/fedward"}
+    site_init = {"ca.pem", "coordinator.pem", "enrolment.pem"}  # tests/client/test_enrolment.py
+    accident = {"state/receipts.torn", "state/refusals.json"}  # tests/client/test_receipts.py
+    there = {p.relative_to(captured.site).as_posix() for p in captured.site.rglob("*")}
+    assert {name for name in rows if name.rstrip("/") not in there} == (
+        elsewhere | site_init | accident
+    )
+
+
+def test_files_are_for_their_owner_alone(captured: Any) -> None:
+    """Whatever a site writes by itself in its state, keys first, nobody else may read."""
+    state = captured.site / "state"
+    modes = {path.relative_to(state).as_posix(): path.stat().st_mode for path in state.rglob("*")}
+    assert {f"keys/{name}" for name in (NODE, RECEIPTS, LEDGER, PSEUDONYMS)} < modes.keys()
+    assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+
+
+def test_what_is_emptied_is_empty(captured: Any) -> None:
+    """After a study the outbox holds no reply, and locks never hold anything."""
+    state = captured.site / "state"
+    assert [p.name for p in (state / "outbox").rglob("*") if p.is_file() and p.stat().st_size] == []
+    assert {(state / name).stat().st_size for name in ("lock", "keys.lock")} == {0}
+
+
+def names_of(captured: Any) -> list[str]:
+    """What names a patient, an image or their folder."""
+    images = {path.stem for path in (captured.site.parents[1] / "tiny" / "images").iterdir()}
+    assert len(images) == 24
+    return sorted({name.rpartition("-")[0] for name in images} | images | {"manifest.csv"})
+
+
 def test_nothing_of_a_patient_is_in_what_left(captured: Any) -> None:
     """No name of a patient, an image or a folder is anywhere in the bytes of any call."""
     said = b"".join(request.SerializeToString() for _, request in captured.calls)
-    names = {path.stem for path in (captured.site.parents[1] / "tiny" / "images").iterdir()}
-    assert len(names) == 24
-    hidden = {name.rpartition("-")[0] for name in names} | names | {"manifest.csv"}
-    assert [name for name in sorted(hidden) if name.encode() in said] == []
+    assert [name for name in names_of(captured) if name.encode() in said] == []
+
+
+def test_nothing_of_a_patient_is_in_the_state(captured: Any) -> None:
+    """Ledger and outbox have patients as keyed hashes; no file of the state names one."""
+    files = [path for path in (captured.site / "state").rglob("*") if path.is_file()]
+    assert {"ledger.sqlite", "receipts.jsonl"} <= {path.name for path in files}
+    kept = b"".join(path.read_bytes() for path in files)
+    assert [name for name in names_of(captured) if name.encode() in kept] == []
+
+
+def test_no_private_key_travels(captured: Any) -> None:
+    """Not one of the four is in any call, neither bare, in hexadecimal nor as its file has it."""
+    said = b"".join(request.SerializeToString() for _, request in captured.calls)
+    said += b"".join(str(value).encode() for _, value in captured.headers)
+    state = captured.site / "state"
+    keys = open_keys(state)
+    node = keys.node.private_numbers().private_value.to_bytes(48)
+    secrets = [node, keys.receipts.private_bytes_raw(), keys.ledger, keys.pseudonyms]
+    secrets += [secret.hex().encode() for secret in secrets]
+    for name in (NODE, RECEIPTS, LEDGER, PSEUDONYMS):
+        lines = (state / "keys" / name).read_bytes().splitlines()
+        secrets += [line for line in lines if len(line) >= 32 and not line.startswith(b"-----")]
+    assert len(secrets) >= 12
+    assert [secret for secret in secrets if secret in said] == []
 
 
 def test_keys_and_their_lives_are_listed() -> None:
@@ -200,6 +260,50 @@ def test_what_the_page_says_of_defaults_holds() -> None:
     assert Release() == Release(metrics=(), counts=False)
     policy = SiteSettings().policy
     assert (policy.privacy, policy.approval) == ("required", "manual")
+
+
+def test_numbers_in_the_threat_model_are_the_codes() -> None:
+    """Places for large replies, the longest deadline, and what a receipt or refusal may say."""
+    assert (door.LARGE_AT_ONCE, link._MOST_CALL_S) == (4, 120)
+    assert (
+        "hold the four places for large replies, each until its\ncalls' deadlines (two minutes"
+        in PAGE
+    )
+    assert {*RefusalCode} == REFUSAL_SENTENCES.keys()
+    (statement,) = [json.loads(b) for b in re.findall(r"```json\n(.*?)```", PAGE, re.S)][1:]
+    assert set(statement["statement"]["not_covered"]) <= {*NotCovered}
+
+
+def test_named_settings_exist() -> None:
+    """A setting that the page names is one of site.yaml, study.yaml or federation.yaml."""
+    known = {*leaves(SiteSettings), *leaves(Study), *leaves(FederationFile)}
+    bare = {"listen", "health_port", "lifetime_epsilon"}
+    dotted = set(re.findall(r"`((?:policy|release|link|budget)\.\w+)(?:`|: )", TEXT))
+    assert {"policy.privacy", "policy.studies_per_day", "release.metrics"} <= dotted
+    assert dotted <= known
+    assert bare <= {name.rpartition(".")[2] for name in known}
+    assert bare <= ticked(TEXT)
+
+
+def test_of_flower_only_the_named_parts_run() -> None:
+    """Neither end imports its SuperLink's state, SuperNode, Control API, installer or executor."""
+    told = "import sys, client.app, client.link, server.serve; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=ROOT, check=True, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    loaded = [name for name in done.stdout.split() if name.startswith("flwr.")]
+    assert "flwr.app" in loaded
+    others = (
+        "flwr.cli.",
+        "flwr.server.superlink.fleet.grpc_rere.",
+        "flwr.server.superlink.linkstate.",
+        "flwr.simulation.",
+        "flwr.supercore.superexec.",
+        "flwr.superlink.",
+        "flwr.supernode.",
+    )
+    assert [name for name in loaded if f"{name}.".startswith(others)] == []
 
 
 def test_the_pinned_flower_is_named() -> None:

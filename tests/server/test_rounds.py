@@ -35,7 +35,7 @@ from common.statement import ReceiptsHead, Statement, read_statement
 from server import rounds
 from server.checkpoint import Checkpoint, last_checkpoint, read_history
 from server.exchange import Federation
-from server.rounds import run_rounds
+from server.rounds import NotYetApproved, run_rounds
 
 SIZE = 3
 NODES = {11: "east", 12: "north", 13: "west"}
@@ -296,6 +296,21 @@ def test_too_few_replies_stop_the_study(tmp_path: Path) -> None:
     ):
         assert expected in text
     assert last_checkpoint(tmp_path / "checkpoints", study_sha256=study(min_sites=2).sha256) is None
+
+
+@pytest.mark.parametrize(("others", "may_come"), [((), True), ((13,), True), ((12, 13), False)])
+def test_approval_that_is_missing_may_still_come(
+    tmp_path: Path, others: tuple[int, ...], may_come: bool
+) -> None:
+    """Told apart from sites that can't join: with their stewards' word the round has enough."""
+
+    def asks_its_steward(message: Message) -> Message:
+        return Message(encode_refusal(RefusalCode.NOT_APPROVED), reply_to=message)
+
+    sites: dict[int, Site] = {node: asks_its_steward for node in (11, 12, 13)}
+    with pytest.raises(RunFailed) as failure:
+        run(tmp_path, sites | dict.fromkeys(others, refuses), study(min_sites=2))
+    assert isinstance(failure.value, NotYetApproved) == may_come
 
 
 def test_a_study_that_diverged_is_not_told_to_resume(tmp_path: Path) -> None:
