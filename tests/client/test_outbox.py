@@ -65,10 +65,10 @@ def test_asked_again_the_bytes_are_the_same(outbox: Outbox, flat: Any, metrics: 
     assert passed(again or REPLY).sha256 == passed(reply).sha256
 
 
-def test_a_reply_of_an_earlier_version_is_found(outbox: Outbox) -> None:
+def test_a_reply_of_an_earlier_version_is_found(tmp_path: Path) -> None:
     """The form of the files stays: what was stored before an update is answered after it."""
-    path = outbox.folder / KEY.study_sha256 / f"0-3-train-{'a' * 64}-{'d' * 64}.reply"
-    path.parent.mkdir()
+    path = tmp_path / "outbox" / KEY.study_sha256 / f"0-3-train-{'a' * 64}-{'d' * 64}.reply"
+    path.parent.mkdir(parents=True)
     path.write_bytes(
         b'{"format":1,"name":"%b","metrics":{"accuracy":"0x1.8000000000000p-1",'
         b'"loss":"0x1.0000000000000p-1"},"weights":true,"sha256":'
@@ -76,7 +76,7 @@ def test_a_reply_of_an_earlier_version_is_found(outbox: Outbox) -> None:
         b"\x00\x00\x80?\x00\x00\x00\xc0" % path.name.encode()
     )
     reply = Reply(np.array([1, -2], dtype=np.float32), {"loss": 0.5, "accuracy": 0.75})
-    assert wire(outbox.find(KEY)) == wire(reply)
+    assert wire(open_outbox(tmp_path).find(KEY)) == wire(reply)
 
 
 OTHERS = [
@@ -296,23 +296,43 @@ def test_the_oldest_replies_make_room(outbox: Outbox) -> None:
     assert len(small.earlier(KEY.study_sha256, 0)) == 5
 
 
-def test_no_more_replies_are_emptied_than_are_too_many(outbox: Outbox) -> None:
-    """Where the rest and the new one fill the room exactly, the rest stays."""
+@pytest.mark.parametrize(("spare", "left"), [(0, [1, 3]), (1, [1, 3]), (-1, [1])])
+def test_no_more_replies_are_emptied_than_are_too_many(
+    outbox: Outbox, spare: int, left: list[int]
+) -> None:
+    """The oldest go first, to the byte; of what goes nothing is left but its name."""
     keys = [replace(KEY, round_number=number) for number in range(1, 5)]
-    for number, key in enumerate(keys[:3]):
+    for key, stored_ns in zip(keys, (3, 1, 2), strict=False):
         outbox.store(key, passed())
-        os.utime(stored(outbox, key), ns=(number, number))
-    size = stored(outbox, keys[0]).stat().st_size
-    replace(outbox, most_bytes=3 * size).store(keys[3], passed())
-    assert [outbox.find(key) is not None for key in keys] == [False, True, True, True]
+        os.utime(stored(outbox, key), ns=(stored_ns, stored_ns))
+    size = stored(outbox, KEY).stat().st_size
+    replace(outbox, most_bytes=3 * size + spare).store(keys[3], passed())
+    sizes = [stored(outbox, key).stat().st_size for key in keys]
+    assert sizes == [size if number in [*left, 4] else 0 for number in range(1, 5)]
 
 
-def test_a_bound_that_running_studies_reach_is_a_refusal(outbox: Outbox) -> None:
-    """What can't be stored is not sent."""
+def test_the_room_is_used_to_the_byte(outbox: Outbox) -> None:
+    """A single reply may fill it; with one byte less it is refused."""
+    outbox.store(KEY, passed())
+    size = stored(outbox, KEY).stat().st_size
+    stored(outbox, KEY).unlink()
+    with pytest.raises(SiteRefusal):
+        replace(outbox, most_bytes=size - 1).store(KEY, passed())
+    assert outbox.find(KEY) is None
+    replace(outbox, most_bytes=size).store(KEY, passed())
+    assert wire(outbox.find(KEY)) == wire(REPLY)
+
+
+def test_a_bound_that_running_studies_reach_is_a_refusal(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What can't be stored is not sent; the site's log names the bound."""
     small = replace(outbox, most_bytes=100)
     with pytest.raises(SiteRefusal) as refusal:
         small.store(KEY, passed())
     assert refusal.value.code is RefusalCode.RECORDS_DAMAGED
+    (said,) = caplog.messages
+    assert "100 bytes" in said
     assert small.find(KEY) is None
     assert small.earlier(KEY.study_sha256, 0) == ()
 

@@ -383,6 +383,7 @@ def test_a_chain_that_was_written_anew_is_found_by_a_known_head(book: Receipts) 
         book.append(sent(number), now=NOW)
     assert book.problems() == []
     assert [book.problems(head)[0].line for head in heads] == [1, 2]
+    assert book.problems(Head(3, "3" * 64))[0].line == 3
     assert not any(book.knows(head) for head in heads)
 
 
@@ -465,6 +466,7 @@ def test_every_torn_last_line_is_moved_aside(
     before = book.path.read_bytes()
     book.append(sent(2), now=NOW)
     whole = book.path.read_bytes()
+    torn_bytes = 0
     for end in range(len(before) + 1, len(whole), 97):
         book.path.write_bytes(whole[:end])
         (problem,) = book.problems()
@@ -472,8 +474,10 @@ def test_every_torn_last_line_is_moved_aside(
         assert book.head.count == 1
         book.append(sent(2), now=NOW)
         assert book.path.read_bytes() == whole
+        torn_bytes += end - len(before) + 1
         aside = book.path.with_name("receipts.torn").read_bytes()
         assert aside.endswith(whole[len(before) : end] + b"\n")
+        assert len(aside) == torn_bytes  # what was moved there earlier stays
         assert book.path.with_name("receipts.torn").stat().st_mode & 0o777 == 0o600
     assert "receipts.torn" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING

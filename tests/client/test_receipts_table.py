@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 import fedward
@@ -159,6 +160,19 @@ def test_a_lost_key_is_a_problem_of_its_own(folder: Path) -> None:
     assert said.exit_code == 1
     assert "receipts.pem: the key is missing" in said.stdout
     assert "line" not in said.stdout.replace("pipeline", "")
+    (found,) = json.loads(says(folder, "--verify", "--json").stdout)["problems"]
+    assert found["line"] == 0
+
+
+def test_another_site_s_chain_is_not_this_one_s(folder: Path) -> None:
+    """Whole lines by another key are a problem of the last one."""
+    path = folder / "state" / "receipts.jsonl"
+    path.unlink()
+    Receipts(path, Ed25519PrivateKey.generate(), quiet).append(
+        Refused(asked=None, code=RefusalCode.BAD_INSTRUCTION), now=NOW
+    )
+    said = says(folder, "--verify")
+    assert (said.exit_code, said.stdout) == (1, "line 1: is not signed by the site's own key.\n")
 
 
 @pytest.mark.parametrize("head", ["5", "5:ab", "x:" + "0a" * 32, "5:" + "0A" * 32])
