@@ -6,6 +6,8 @@ import functools
 import json
 import logging
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,6 +15,7 @@ from flwr.clientapp import ClientApp
 from client.gate import pass_refusal
 from client.ledger import OverBudget
 from client.site import Site, open_site
+from client.stock import open_stock_site
 from common.compute import keep_freed_memory, settle
 from common.config import SiteSettings, parse
 from common.errors import BadData, BadInput, FedwardError, RefusalCode, RunFailed, SiteRefusal
@@ -64,10 +67,14 @@ def _answer(message: Message, context: Context, kind: str) -> Message:
     settle()
     keep_freed_memory()
     try:
-        site = _site(str(context.node_config["site"]))
+        with _opened(context) as site:
+            return _answer_as(site, message, context, kind)
     except (FedwardError, OSError) as error:  # without records there is no receipt either
         logger.error("the site can't begin: %s", error)
         return Message(pass_refusal(RefusalCode.RECORDS_DAMAGED), reply_to=message)
+
+
+def _answer_as(site: Site, message: Message, context: Context, kind: str) -> Message:
     content = RecordDict()
     try:
         content = message.content  # raises where the message is an error
@@ -77,6 +84,17 @@ def _answer(message: Message, context: Context, kind: str) -> Message:
         code = _code(error)
         _log(code, error)
     return Message(site.refuse(content, kind, code), reply_to=message)
+
+
+@contextmanager
+def _opened(context: Context) -> Iterator[Site]:
+    """The site's records: open already, as JSON settings; or, in Flower's own process, just now."""
+    said = str(context.node_config.get("site", ""))
+    if said.startswith("{"):
+        yield _site(said)
+        return
+    with open_stock_site(context) as site:
+        yield site
 
 
 def _heed(context: Context) -> None:

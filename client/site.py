@@ -70,7 +70,7 @@ from common.models import (
     weights_sha256,
 )
 from common.privacy.accounting import epsilon_spent
-from common.privacy.epsilon import Epsilon, Randomness, Unit
+from common.privacy.epsilon import Epsilon, Randomness, TrustModel, Unit
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RoundSecret
 from common.signing import Verify, read_verify_key
@@ -90,6 +90,7 @@ class Site:
     outbox: Outbox
     receipts: Receipts
     verify: Verify | None  # whose instructions these are; None in a simulation
+    trust_model: TrustModel
 
     def answer(self, content: RecordDict, kind: str) -> RecordDict:
         """What leaves for a message of this kind; whatever it raises, the edge makes a code of."""
@@ -328,6 +329,7 @@ class Site:
             delta=plan.delta,
             unit=Unit.PATIENT if plan.unit is Unit.IMAGE else plan.unit,
             randomness=taken.randomness,
+            trust_model=self.trust_model,
         )
 
     def _state(self, content: RecordDict) -> RecordDict:
@@ -409,8 +411,12 @@ def _rounded(
     return short(leaving, wire, secret.stream("wire"))
 
 
-def open_site(settings: SiteSettings) -> Site:
+def open_site(settings: SiteSettings, *, trust_model: TrustModel = TrustModel.LOCAL) -> Site:
     """A site's records, made where they aren't there yet.
+
+    Args:
+        settings: site.yaml.
+        trust_model: who has to be trusted for what the site states: whose code it is, too.
 
     Raises:
         BadInput: site.yaml names no state folder, or a key in it is not as it should be.
@@ -427,6 +433,7 @@ def open_site(settings: SiteSettings) -> Site:
         # A simulated hospital has no business in the machine's journal.
         receipts=Receipts(path, keys.receipts, to_journal if link else lambda _head: None),
         verify=None if link is None else read_verify_key(link.coordinator),
+        trust_model=trust_model,
     )
 
 

@@ -10,16 +10,15 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.compute import settle
 from common.config import Study, parse
-from common.models import pack, study_model, trained_layout
-from server.exchange import Federation
-from server.rounds import run_rounds
+from server.legs import train_leg
+from server.stock import run_stock
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one leg of a study on `grid`.
+    """Run one leg of a study on `grid`; under `flwr run`, a whole study (`server/stock.py`).
 
     The run's configuration holds `study` (canonical JSON), `fold`, `sites` (JSON: node id to
     name), `out` (the leg's folder) and, where sites are registered, their `receipts_keys` (JSON:
@@ -27,14 +26,15 @@ def main(grid: Grid, context: Context) -> None:
     """
     settle()
     config = context.run_config
-    study = parse(Study, json.loads(str(config["study"])), where="study")
-    model = study_model(study)
-    federation = Federation(
-        study=study,
+    study = str(config["study"])
+    if not study.startswith("{"):  # no JSON: the path of a study.yaml, or nothing
+        run_stock(grid, config)
+        return
+    train_leg(
+        grid,
+        parse(Study, json.loads(study), where="study"),
         fold=int(str(config["fold"])),
-        sites={int(node): name for node, name in json.loads(str(config["sites"])).items()},
-        layout=trained_layout(model),
         out=Path(str(config["out"])),
-        receipts_keys=json.loads(str(config.get("receipts_keys", "{}"))),
+        sites={int(node): name for node, name in json.loads(str(config["sites"])).items()},
+        keys=json.loads(str(config.get("receipts_keys", "{}"))),
     )
-    run_rounds(grid, federation, pack(model))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -15,7 +16,7 @@ from common.errors import SiteRefusal
 from common.messages import REVOKED, UNREACHABLE, decode_refusal
 from common.models import Layout
 
-_POLL_S = 0.02
+_POLL_S = 0.02, 1.0  # at least and at most; between them, a hundredth of what it has waited
 _ABSENT = {UNREACHABLE: "not reachable", REVOKED: "revoked by the coordinator"}
 
 
@@ -36,13 +37,14 @@ def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[t
     pushed = set(grid.push_messages(messages))  # which also gives each message its id
     asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     waiting = pushed & asked.keys()
-    deadline = time.monotonic() + timeout_s
+    begun = time.monotonic()
     while waiting:
         arrived = list(grid.pull_messages(waiting))
         if not arrived:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - begun
+            if waited > timeout_s:
                 return  # what is in is taken, so an engine that works in turn never runs late
-            time.sleep(_POLL_S)
+            time.sleep(float(np.clip(waited / 100, *_POLL_S)))
         while arrived:  # each is let go before the next comes: it may be as large as a model
             # Not by its sender: Flower itself answers, as the server, for a site that is gone.
             message_id = arrived[0].metadata.reply_to_message_id

@@ -33,6 +33,7 @@ AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
 SERVER, SERVER_KEY = "server.pem", "server.key"
 COORDINATOR, COORDINATOR_KEY = "coordinator.pem", "coordinator.key"
 AUTHORITY_DAYS, CERTIFICATE_DAYS = 3650, 825  # the latter: what browsers and auditors accept
+_LOOPBACK = "127.0.0.1"
 _CLOCKS_DIFFER = datetime.timedelta(hours=1)
 
 
@@ -64,13 +65,16 @@ def make_server_certificate(folder: Path, *, host: str, now: datetime.datetime) 
 
 
 def server_certificate(folder: Path, *, host: str, now: datetime.datetime) -> tuple[bytes, bytes]:
-    """A server's new private key and its certificate (PEM), by the authority in `folder`."""
+    """A server's new private key and its certificate (PEM), by the authority in `folder`.
+
+    It is for the machine's loopback, too: Flower's own SuperLink calls itself there.
+    """
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = _sign(
         folder,
         subject=host,
         public_key=key.public_key(),
-        names=[_host(host)],
+        names=[_host(name) for name in dict.fromkeys([host, _LOOPBACK])],
         purpose=ExtendedKeyUsageOID.SERVER_AUTH,
         now=now,
     )

@@ -80,6 +80,7 @@ class Result:
     """A study that ended."""
 
     study: Study
+    engine: str  # what carried its messages
     histories: tuple[Sequence[Mapping[str, Any]], ...]  # one a fold
     sites: Mapping[str, SiteResult]
     refused: Mapping[tuple[str, str], int]  # calls, by site and reason, since the server began
@@ -151,7 +152,7 @@ class Result:
             "study": study.name,
             "study_sha256": study.sha256,
             "model": study.model.name,
-            "engine": "grpc",
+            "engine": self.engine,
             "rounds": study.training.rounds,
             "folds": study.data.folds,
             "seed": study.seed,
@@ -180,8 +181,8 @@ class Result:
             f"<h1>{escape(study.name)}: {escape(study.model.name)}</h1>\n"
             f"<p>{study.training.rounds} rounds with {len(self.sites)} sites.</p>\n</header>\n"
         )
-        shown = ("study_sha256", "weights_sha256", "seed", "seconds", "bytes_up", "bytes_down")
-        made = {name: str(facts[name]) for name in shown} | facts["versions"]
+        shown = ("study_sha256", "weights_sha256", "engine", "seed", "seconds", "bytes_up")
+        made = {name: str(facts[name]) for name in (*shown, "bytes_down")} | facts["versions"]
         sections = (
             section("Sites", self._sites()),
             section("Rounds without a site", self._left_out()),
@@ -244,6 +245,7 @@ def result_of(
     study: Study,
     legs: Mapping[int, Path],
     *,
+    engine: str,
     receipts_keys: Mapping[str, str],
     refused: Mapping[tuple[str, str], int],
     late: Mapping[str, int],
@@ -254,6 +256,7 @@ def result_of(
     Args:
         study: the study.
         legs: the folder of each fold, in order.
+        engine: what carried its messages.
         receipts_keys: those that are registered, by site (hexadecimal).
         refused: calls that the link refused, by site and reason.
         late: calls that came too late, by site.
@@ -276,7 +279,7 @@ def result_of(
             metrics=next((found[name] for found in released if name in found), {}),
             left_out=Counter(line["left_out"][name] for line in lines if name in line["left_out"]),
         )
-    return Result(study, histories, sites, dict(refused), dict(late), seconds)
+    return Result(study, engine, histories, sites, dict(refused), dict(late), seconds)
 
 
 def _last_statement(legs: Sequence[Path], joined: Sequence[int], site: str) -> Statement | None:

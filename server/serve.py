@@ -18,20 +18,29 @@ from typing import Any
 
 from flwr.app import Context, RecordDict, UserConfig
 
-from common.config import FederationFile, Study, load_federation, load_study, to_yaml
-from common.errors import BadInput
-from common.files import write_atomically
+from common.config import Study, load_federation
 from common.health import listening
-from common.models import save, study_model
+from common.models import study_model
 from server.app import app
-from server.checkpoint import last_checkpoint
+from server.legs import (
+    MODEL,
+    REPLIES,
+    check_folder,
+    check_sites,
+    ended,
+    has_rounds_left,
+    keep_study,
+    legs_of,
+    receipts_keys,
+    write_model,
+    write_result,
+)
 from server.link import RUN_ID, LinkGrid, open_link
-from server.result import result_of
 from server.rounds import NotYetApproved
 
 logger = logging.getLogger("fedward.server")
+_ENGINE = "grpc"
 _ASK_AGAIN_S = 10.0  # each time the site signs a receipt for its refusal
-REPLIES = "replies"  # below the run directory: what is on its way
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
@@ -68,14 +77,12 @@ def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     found = load_federation(federation_file)
-    _check(study, set(found.enrolled), federation_file)
+    check_sites(study, found.enrolled, where=federation_file.name)
     study_model(study)  # an unknown model is refused before anybody waits
-    _check_folder(out, study)
-    ended = out / "result.json"
-    if ended.is_file():
-        logger.info("this study has ended; its result stays as it is")
-        return dict(json.loads(ended.read_bytes()))
-    legs = _legs(study, out)
+    check_folder(out, study)
+    if result := ended(out):
+        return result
+    legs = legs_of(study, out)
     with (
         open_link(federation_file, folder=out / REPLIES) as grid,
         listening(found.health_port, grid.health),
@@ -86,35 +93,29 @@ def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
             }
         ),
     ):
-        if not (out / "study.yaml").is_file():
-            write_atomically(out / "study.yaml", to_yaml(study).encode())
+        keep_study(out, study)
         for fold, folder in legs.items():
-            if not (folder / "model.safetensors").is_file():
+            if not (folder / MODEL).is_file():
                 _train(grid, study, fold, folder, federation_file)
         refused, late = grid.refused(), grid.late()
-    result = result_of(
+    return write_result(
+        out,
         study,
-        legs,
-        receipts_keys=_receipts_keys(found),
+        engine=_ENGINE,
+        keys=receipts_keys(found),
         refused=refused,
         late=late,
         seconds=time.monotonic() - started,
     )
-    content = result.as_json()
-    write_atomically(out / "report.html", result.page().encode())
-    write_atomically(ended, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-    return content
 
 
 def _train(grid: LinkGrid, study: Study, fold: int, folder: Path, federation_file: Path) -> None:
     """The rounds of one leg that are still to do, and its model."""
     found = load_federation(federation_file)
     folder.mkdir(parents=True, exist_ok=True)
-    last = last_checkpoint(folder / "checkpoints", study_sha256=study.sha256)
-    if last is None or last.round_number < study.training.rounds:
+    if has_rounds_left(folder, study):
         grid.wait_for_sites(study.federation.min_sites, timeout_s=found.wait_for_sites_s)
-    del last  # a whole model
-    keys = _receipts_keys(found)
+    keys = receipts_keys(found)
     config: UserConfig = {
         "study": study.canonical(),
         "fold": fold,
@@ -125,11 +126,7 @@ def _train(grid: LinkGrid, study: Study, fold: int, folder: Path, federation_fil
     _until_approved(
         lambda: app(grid, Context(RUN_ID, 1, {}, RecordDict(), config)), found.wait_for_sites_s
     )
-    ended = last_checkpoint(folder / "checkpoints", study_sha256=study.sha256)
-    assert ended is not None  # a leg that ends well has at least one round
-    result = result_of(study, {fold: folder}, receipts_keys=keys, refused={}, late={}, seconds=0.0)
-    stated = result.privacy()
-    save(folder / "model.safetensors", ended.weights, study=study, fold=fold, privacy=stated)
+    write_model(folder, study, fold=fold, engine=_ENGINE, keys=keys)
 
 
 def _until_approved(run: Callable[[], None], timeout_s: float) -> None:
@@ -147,49 +144,3 @@ def _until_approved(run: Callable[[], None], timeout_s: float) -> None:
             logger.info("waiting for sites to approve the study: %s", error)
         time.sleep(_ASK_AGAIN_S)
         waited_s += _ASK_AGAIN_S
-
-
-def _receipts_keys(found: FederationFile) -> dict[str, str]:
-    """The registered ones, by site."""
-    return {name: one.receipts_key for name, one in found.sites.items() if one.receipts_key}
-
-
-def _legs(study: Study, out: Path) -> dict[int, Path]:
-    """Each fold's folder; a study without folds has one leg, the run directory itself."""
-    if study.data.folds is None:
-        return {0: out}
-    return {fold: out / "folds" / str(fold) for fold in range(1, study.data.folds + 1)}
-
-
-def _check(study: Study, sites: set[str], federation_file: Path) -> None:
-    unknown = sorted(set(study.federation.weights) - sites)
-    if unknown:
-        raise BadInput(
-            f"federation.weights may name {', '.join(sorted(sites))}, the sites of "
-            f"{federation_file.name}; got {', '.join(unknown)}. Mend the name or remove it."
-        )
-    if len(sites) < study.federation.min_sites:
-        raise BadInput(
-            f"federation.min_sites must be at most {len(sites)}, the number of sites in "
-            f"{federation_file.name}; got {study.federation.min_sites}. Enrol more, or lower it."
-        )
-
-
-def _check_folder(out: Path, study: Study) -> None:
-    """Refuse a run directory that is of another study, or of something else."""
-    there = out / "study.yaml"
-    try:
-        if there.is_file():
-            if load_study(there).sha256 != study.sha256:
-                raise BadInput(
-                    f"--out {out}: holds a run of another study (its study.yaml differs); "
-                    "name another --out."
-                )
-            return
-        out.mkdir(parents=True, exist_ok=True)
-        if any(path.name != REPLIES for path in out.iterdir()):  # a kill may have left that
-            raise BadInput(f"--out {out}: is no empty folder; name another --out.")
-    except OSError as error:
-        raise BadInput(
-            f"--out {out}: can't be used ({error.strerror}); name a folder that can be written."
-        ) from None

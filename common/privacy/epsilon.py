@@ -28,6 +28,7 @@ class TrustModel(StrEnum):
 
     LOCAL = "local: the site adds its noise itself; server and other sites need no trust"
     CENTRAL = "central: whoever holds all sites' data adds the noise and must be trusted"
+    SENT = "local, by code that the coordinator sent to the site: whoever sends it must be trusted"
 
 
 def rounded_up(epsilon: float) -> str:

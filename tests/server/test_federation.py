@@ -55,7 +55,7 @@ def test_provisioning_makes_all_that_a_server_needs(federation: Path) -> None:
     for path in (loaded.certificate_key, loaded.coordinator_key, folder / "ca.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     server = loaded.certificate.read_bytes()
-    assert named_hosts(server) == ("lungs.example",)
+    assert named_hosts(server) == ("lungs.example", "127.0.0.1")
     certificate, authority = map(
         x509.load_pem_x509_certificate, (server, loaded.authority.read_bytes())
     )

@@ -68,15 +68,21 @@ def test_a_sites_certificate_says_what_the_coordinator_said(folder: Path) -> Non
 
 @pytest.mark.parametrize(
     ("host", "names"),
-    [("fl.example.org", "fl.example.org"), ("127.0.0.1", "127.0.0.1"), ("[::1]", "::1")],
+    [
+        ("fl.example.org", ["fl.example.org", "127.0.0.1"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("[::1]", ["::1", "127.0.0.1"]),
+    ],
 )
-def test_the_servers_certificate_is_for_its_host(tmp_path: Path, host: str, names: str) -> None:
-    """A host name and an address are both found by the sites that dial them."""
+def test_the_servers_certificate_is_for_its_host(
+    tmp_path: Path, host: str, names: list[str]
+) -> None:
+    """A host name and an address are both found by the sites that dial them; and the loopback."""
     provision.make_authority(tmp_path, name="test", now=NOW)
     provision.make_server_certificate(tmp_path, host=host, now=NOW)
     certificate = x509.load_pem_x509_certificate((tmp_path / "server.pem").read_bytes())
-    (found,) = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert str(found.value) == names
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(name.value) for name in found] == names
 
 
 def test_what_is_no_request_is_refused(folder: Path) -> None:

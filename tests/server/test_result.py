@@ -86,7 +86,15 @@ def history(leg: Path, *sites: str) -> None:
 def read(legs: Mapping[int, Path], **registered: str) -> Result:
     """The result of these legs, whose sites' keys are registered unless another one is given."""
     keys = {"alpha": public_hex(KEY), "beta": public_hex(KEY), **registered}
-    return result_of(STUDY, legs, receipts_keys=keys, refused={}, late={"alpha": 2}, seconds=1.0)
+    return result_of(
+        STUDY,
+        legs,
+        engine="grpc",
+        receipts_keys=keys,
+        refused={},
+        late={"alpha": 2},
+        seconds=1.0,
+    )
 
 
 def ended(leg: Path, stated: Mapping[str, Epsilon | None]) -> Result:

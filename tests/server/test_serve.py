@@ -177,9 +177,9 @@ def test_signals_pause_and_go_on(
 
     monkeypatch.setattr(LinkGrid, "pause", lambda _grid: said.append("pause"))
     monkeypatch.setattr(LinkGrid, "go_on", lambda _grid: said.append("go on"))
-    monkeypatch.setattr(serving, "_legs", too_early)
+    monkeypatch.setattr(serving, "legs_of", too_early)
     monkeypatch.setattr(serving, "_train", signals)
-    monkeypatch.setattr(serving, "result_of", too_late)
+    monkeypatch.setattr(serving, "write_result", too_late)
     before = signal.signal(signal.SIGUSR1, lambda *_: said.append("by default"))
     try:
         with pytest.raises(Ended):
