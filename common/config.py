@@ -379,7 +379,10 @@ class Federation(_Frozen):
     """The rules of a round."""
 
     min_sites: int = Field(
-        1, ge=1, le=10_000, description="A round with fewer accepted replies stops the study."
+        1,
+        ge=1,
+        le=10_000,
+        description="With fewer accepted replies a round waits for approval, or fails.",
     )
     round_timeout_s: float = Field(
         3600.0, gt=0, le=604_800, description="Seconds until a round closes without the missing."

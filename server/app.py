@@ -22,7 +22,7 @@ def main(grid: Grid, context: Context) -> None:
 
     The run's configuration holds `study` (canonical JSON), `fold`, `sites` (JSON: node id to
     name), `out` (the leg's folder) and, where sites are registered, their `receipts_keys` (JSON:
-    name to key).
+    name to key) and `approval_timeout_s`.
     """
     settle()
     config = context.run_config
@@ -37,4 +37,5 @@ def main(grid: Grid, context: Context) -> None:
         out=Path(str(config["out"])),
         sites={int(node): name for node, name in json.loads(str(config["sites"])).items()},
         keys=json.loads(str(config.get("receipts_keys", "{}"))),
+        approval_timeout_s=float(str(config.get("approval_timeout_s", 0.0))),
     )

@@ -17,7 +17,8 @@ from common.messages import REVOKED, UNREACHABLE, decode_refusal
 from common.models import Layout
 
 _POLL_S = 0.02, 1.0  # at least and at most; between them, a hundredth of what it has waited
-_ABSENT = {UNREACHABLE: "not reachable", REVOKED: "revoked by the coordinator"}
+NOT_REACHABLE = "not reachable"
+_ABSENT = {UNREACHABLE: NOT_REACHABLE, REVOKED: "revoked by the coordinator"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Federation:
     layout: Layout
     out: Path
     receipts_keys: Mapping[str, str] = field(default_factory=dict)  # registered ones, hexadecimal
+    approval_timeout_s: float = 0.0  # how long a round waits for stewards who haven't decided
 
 
 def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[tuple[Message, int]]:

@@ -100,6 +100,7 @@ def train_leg(
     out: Path,
     sites: Mapping[int, str],
     keys: Mapping[str, str],
+    approval_timeout_s: float,
 ) -> None:
     """The rounds of one leg that are still to do, with the sites of `grid`.
 
@@ -110,12 +111,15 @@ def train_leg(
         out: the leg's folder.
         sites: their names by Flower's node id.
         keys: their registered receipts keys, by name.
+        approval_timeout_s: how long a round waits for stewards who haven't decided.
 
     Raises:
         RunFailed: a round had too few accepted replies.
     """
     model = study_model(study)
-    federation = Federation(study, fold, sites, trained_layout(model), out, keys)
+    federation = Federation(
+        study, fold, sites, trained_layout(model), out, keys, approval_timeout_s
+    )
     run_rounds(grid, federation, pack(model))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,12 @@ from server.checkpoint import (
     truncate_history,
     write_checkpoint,
 )
-from server.exchange import Federation, refusal_of, replies
+from server.exchange import NOT_REACHABLE, Federation, refusal_of, replies
 from server.statements import collect_statements
 
 logger = logging.getLogger("fedward.server")
+NO_REPLY = "no reply before the round's deadline"
+_ASK_AGAIN_S = 10.0, 300.0  # at least and at most
 
 
 @dataclass(slots=True)
@@ -58,18 +60,16 @@ class _Round:
     bytes_down: int = 0
 
 
-class NotYetApproved(RunFailed):
-    """Stewards haven't decided; asked later, the same round may have enough sites."""
-
-
 def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32]) -> Checkpoint:
     """All rounds that are still to do, and the closing evaluation; returns the last checkpoint.
 
     Starts after the last checkpoint in `federation.out`, so calling it again resumes.
 
+    Where too few accept because stewards haven't decided, it asks the others again for
+    `federation.approval_timeout_s`; what is accepted already is kept meanwhile.
+
     Raises:
-        RunFailed: a round had fewer accepted replies than the study's minimum; NotYetApproved where
-            it would have enough once the sites that were asked have approved the study.
+        RunFailed: a round had fewer accepted replies than the study's minimum.
     """
     study, out = federation.study, federation.out
     folder, history = out / "checkpoints", out / "history.jsonl"
@@ -80,10 +80,12 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
     for round_number in range(state.round_number + 1, study.training.rounds + 1):
         started = _working_s(grid)
         spool = Spool(out / "spool")
-        outcome = _collect(grid, federation, state.weights, round_number, spool, heads)
-        heads |= outcome.heads
+        outcome = _Round()
+        for sites in _askings(grid, federation, outcome, spool):
+            _collect(grid, federation, sites, state.weights, round_number, spool, heads, outcome)
+            heads |= outcome.heads
         if len(spool.sites) < study.federation.min_sites:
-            raise _too_few(federation, outcome, round_number, len(spool.sites))
+            raise RunFailed(_too_few(federation, outcome, round_number, len(spool.sites)))
         joined = spool.sites
         state = Checkpoint(round_number, spool.average(study.federation.weights))
         line = _line(federation, state, outcome)
@@ -104,7 +106,8 @@ def _close(grid: Grid, federation: Federation, state: Checkpoint, heads: Mapping
     line = closing_line(history)
     if line is None:
         last = federation.study.training.rounds + 1
-        outcome = _collect(grid, federation, state.weights, last, None, heads)
+        outcome = _Round()
+        _collect(grid, federation, federation.sites, state.weights, last, None, heads, outcome)
         line = _line(federation, state, outcome) | {"closing": True}
         append_history(history, line)
     if "without_statement" not in line:
@@ -113,16 +116,46 @@ def _close(grid: Grid, federation: Federation, state: Checkpoint, heads: Mapping
         end_history(history, line | {"without_statement": missing})
 
 
+def _askings(
+    grid: Grid, federation: Federation, outcome: _Round, spool: Spool
+) -> Iterator[Mapping[int, str]]:
+    """Whom to ask in a round: all sites, then those that may still join, while too few have.
+
+    A site whose steward hasn't decided, or that isn't there, may; while all the rest is decided
+    there is nothing to wait for. It is asked after 10 s, later after a third of all the waiting.
+    """
+    begun, said = _working_s(grid), ""
+    yield federation.sites
+    while True:
+        undecided = [
+            site
+            for site, reason in sorted(outcome.left_out.items())
+            if reason.startswith(RefusalCode.NOT_APPROVED.value)
+        ]
+        away = [s for s, reason in outcome.left_out.items() if reason in (NOT_REACHABLE, NO_REPLY)]
+        may_join = {n: s for n, s in federation.sites.items() if s in (*undecided, *away)}
+        missing = federation.study.federation.min_sites - len(spool.sites)
+        waited = _working_s(grid) - begun
+        left = federation.approval_timeout_s - waited
+        if not 0 < missing <= len(may_join) or not undecided or left <= 0:
+            return
+        if said != (said := ", ".join(undecided)):
+            logger.info("waiting for %s to approve the study", said)
+        time.sleep(min(float(np.clip(waited / 3, *_ASK_AGAIN_S)), left))
+        yield may_join
+
+
 def _collect(
     grid: Grid,
     federation: Federation,
+    sites: Mapping[int, str],
     weights: NDArray[np.float32],
     round_number: int,
     spool: Spool | None,
     heads: Mapping[str, str],
-) -> _Round:
+    outcome: _Round,
+) -> None:
     """Send one message a site, take each reply as it comes; without a spool, only evaluate."""
-    outcome = _Round()
     kind = EVALUATE if spool is None else TRAIN
     study = federation.study
     sha256 = weights_sha256(weights, federation.layout)
@@ -131,19 +164,20 @@ def _collect(
         Message(
             with_known_head(content, _head(heads, site)), node, kind, group_id=str(round_number)
         )
-        for node, site in federation.sites.items()
+        for node, site in sites.items()
     ]
-    outcome.bytes_down = payload_bytes(content) * len(messages)
-    waiting = set(federation.sites.values())
+    outcome.bytes_down += payload_bytes(content) * len(messages)
+    waiting = set(sites.values())
+    for site in waiting:
+        outcome.left_out.pop(site, None)  # what it said before
     for reply, node in replies(grid, messages, study.federation.round_timeout_s):
-        site = federation.sites[node]
+        site = sites[node]
         waiting.discard(site)
         reason = _take(reply, site, federation, spool, weights, outcome)
         if reason:
             outcome.left_out[site] = reason
         del reply  # it may be as large as a model, and the next comes before it is replaced
-    outcome.left_out |= dict.fromkeys(waiting, "no reply before the round's deadline")
-    return outcome
+    outcome.left_out |= dict.fromkeys(waiting, NO_REPLY)
 
 
 def _take(
@@ -227,9 +261,7 @@ def _report(federation: Federation, outcome: _Round, round_number: int, joined: 
     )
 
 
-def _too_few(
-    federation: Federation, outcome: _Round, round_number: int, accepted: int
-) -> RunFailed:
+def _too_few(federation: Federation, outcome: _Round, round_number: int, accepted: int) -> str:
     wanted = federation.study.federation.min_sites
     why = "; ".join(f"{site}: {reason}" for site, reason in sorted(outcome.left_out.items()))
     diverged = any(r.startswith(RefusalCode.DIVERGED.value) for r in outcome.left_out.values())
@@ -238,11 +270,7 @@ def _too_few(
         if diverged
         else "Mend the sites, then start the same command again (a simulation: with --resume)."
     )
-    undecided = sum(
-        reason.startswith(RefusalCode.NOT_APPROVED.value) for reason in outcome.left_out.values()
-    )
-    kind = NotYetApproved if accepted + undecided >= wanted else RunFailed
-    return kind(
+    return (
         f"round {round_number} has {accepted} accepted replies, and the study needs {wanted} "
         f"(federation.min_sites): {why.rstrip('.')}. {remedy}"
     )

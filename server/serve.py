@@ -36,11 +36,9 @@ from server.legs import (
     write_result,
 )
 from server.link import RUN_ID, LinkGrid, open_link
-from server.rounds import NotYetApproved
 
 logger = logging.getLogger("fedward.server")
 _ENGINE = "grpc"
-_ASK_AGAIN_S = 10.0  # each time the site signs a receipt for its refusal
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
@@ -122,25 +120,7 @@ def _train(grid: LinkGrid, study: Study, fold: int, folder: Path, federation_fil
         "sites": json.dumps(grid.sites),
         "out": str(folder),
         "receipts_keys": json.dumps(keys),
+        "approval_timeout_s": found.wait_for_sites_s,
     }
-    _until_approved(
-        lambda: app(grid, Context(RUN_ID, 1, {}, RecordDict(), config)), found.wait_for_sites_s
-    )
+    app(grid, Context(RUN_ID, 1, {}, RecordDict(), config))
     write_model(folder, study, fold=fold, engine=_ENGINE, keys=keys)
-
-
-def _until_approved(run: Callable[[], None], timeout_s: float) -> None:
-    """Run again and again while only sites' approval is missing.
-
-    A site that has approved answers the same round with the same bytes, and isn't charged twice.
-    """
-    waited_s = 0.0
-    while True:
-        try:
-            return run()
-        except NotYetApproved as error:
-            if waited_s >= timeout_s:
-                raise
-            logger.info("waiting for sites to approve the study: %s", error)
-        time.sleep(_ASK_AGAIN_S)
-        waited_s += _ASK_AGAIN_S

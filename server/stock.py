@@ -56,6 +56,7 @@ class _Sites:
     keys: Mapping[str, str]  # registered receipts keys, by name
     files: Mapping[int, str]  # the site.yaml of each node of a simulation
     engine: str
+    approval_timeout_s: float = 0.0
 
 
 def run_stock(grid: Grid, config: UserConfig) -> None:
@@ -85,7 +86,15 @@ def run_stock(grid: Grid, config: UserConfig) -> None:
     for fold, folder in legs_of(study, out).items():
         if not (folder / MODEL).is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            train_leg(grid, study, fold=fold, out=folder, sites=sites.names, keys=sites.keys)
+            train_leg(
+                grid,
+                study,
+                fold=fold,
+                out=folder,
+                sites=sites.names,
+                keys=sites.keys,
+                approval_timeout_s=sites.approval_timeout_s,
+            )
             write_model(folder, study, fold=fold, engine=sites.engine, keys=sites.keys)
     write_result(
         out,
@@ -125,7 +134,7 @@ def _registered(grid: Grid, study: Study, config: UserConfig) -> _Sites:
             f"online after {found.wait_for_sites_s:g} s; missing: {missing}. Ask them to start "
             "flower-supernode, then start the same run again."
         )
-    return _Sites(here, receipts_keys(found), {}, "flower-superlink")
+    return _Sites(here, receipts_keys(found), {}, "flower-superlink", found.wait_for_sites_s)
 
 
 def _simulated(grid: Grid, study: Study, config: UserConfig) -> _Sites:

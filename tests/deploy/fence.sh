@@ -5,6 +5,10 @@
 set -eu
 room=$1 uid=$2 shown=$3 writable=$4
 shift 4
+if [ "${room%/}" = "" ] || [ "$(readlink /proc/self/ns/mnt)" = "$(readlink /proc/$PPID/ns/mnt)" ]; then
+  echo 'fence.sh: needs a room, and a mount namespace of its own' >&2
+  exit 2
+fi
 
 # ProtectSystem=strict
 mount --bind "$room" "$room"

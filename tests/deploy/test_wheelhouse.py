@@ -15,9 +15,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 MOST_S = 240.0
+README = "tests/common/privacy/test_not_covered.py::test_the_readme_has_the_whole_table"
+QUICK = ("tests/common", "tests/server", f"--deselect={README}")  # which need no file beside them
 NAME = "leafless"  # of a package that only this test has
 
 
@@ -139,14 +143,19 @@ def test_parts_of_a_lock_keep_their_hashes() -> None:
     assert {"torch", "flwr", "pyyaml"} <= entries.keys()
 
 
-def test_it_installs_without_a_network(made: Path, tmp_path: Path) -> None:
-    """The runbook's command in a fresh venv and an empty network; a changed wheel is refused."""
+def install(home: Path) -> list[str]:
+    """The runbook's command, for another place than /opt/fedward."""
     page = (ROOT / "deploy" / "RUNBOOK.md").read_text()
     (line,) = [li for li in page.splitlines() if li.startswith("/opt/fedward/bin/pip install")]
+    return line.replace("/opt/fedward", str(home)).split()
+
+
+def test_it_installs_without_a_network(made: Path, tmp_path: Path) -> None:
+    """The runbook's command in a fresh venv and an empty network; a changed wheel is refused."""
     shutil.copytree(made, tmp_path / "wheelhouse")
     home = tmp_path / "fedward"
     run([sys.executable, "-m", "venv", str(home)], at=tmp_path)
-    command = line.replace("/opt/fedward", str(home)).split()
+    command = install(home)
     run(command, at=tmp_path)
     # What fedward needs to start is borrowed from here: the wheelhouse has only two packages.
     borrowed = ["env", f"PYTHONPATH={sysconfig.get_path('purelib')}"]
@@ -156,6 +165,37 @@ def test_it_installs_without_a_network(made: Path, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "other" / f"{NAME}-1.2-py3-none-any.whl", tmp_path / "wheelhouse")
     said = run([*command, "--force-reinstall"], at=tmp_path, ends=1)
     assert "DO NOT MATCH THE HASHES" in said
+
+
+@pytest.mark.long
+@pytest.mark.timeout(5400)
+def test_all_of_it_passes_tests_without_a_network(tmp_path: Path) -> None:
+    """The whole lock, installed by the runbook's command; tests of what is installed pass there."""
+    if not alone():
+        pytest.skip("this user may make no network namespace here")
+    tool.make_wheelhouse(tmp_path / "wheelhouse", lock=(ROOT / "requirements.lock").read_text())
+    bill = json.loads((tmp_path / "wheelhouse" / "sbom.cdx.json").read_text())
+    listed = [bill["metadata"]["component"], *bill["components"]]
+    wheels = {
+        (canonicalize_name(one["name"]), Version(one["version"]), one["hashes"][0]["content"])
+        for one in listed
+    }
+    assert len(listed) > 100
+    assert wheels == {
+        (*parse_wheel_filename(path.name)[:2], hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in (tmp_path / "wheelhouse").glob("*.whl")
+    }
+    home, apart = tmp_path / "fedward", tmp_path / "apart"
+    run([sys.executable, "-m", "venv", str(home)], at=tmp_path)
+    run(install(home), at=tmp_path, within_s=1800)
+    run([str(home / "bin" / "pip"), "check"], at=tmp_path)
+    # Without the sources beside them, the tests import what is installed.
+    apart.mkdir()
+    for name in tool.FILES:
+        shutil.copy(ROOT / name, apart)
+    shutil.copytree(ROOT / "tests", apart / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    quick = [str(home / "bin" / "python"), "-m", "pytest", "-q", *QUICK]
+    run(["sh", "-c", 'ip link set lo up && exec "$@"', "sh", *quick], at=apart, within_s=3600)
 
 
 def alone() -> list[str]:
@@ -173,11 +213,11 @@ def environment() -> dict[str, str]:
     return clean | {"PIP_CONFIG_FILE": os.devnull}
 
 
-def run(command: list[str], *, at: Path, ends: int = 0) -> str:
+def run(command: list[str], *, at: Path, ends: int = 0, within_s: float = MOST_S) -> str:
     """What it says; it must end so."""
     done = subprocess.run(
         [*alone(), *command],
-        check=False, cwd=at, env=environment(), capture_output=True, text=True, timeout=MOST_S,
+        check=False, cwd=at, env=environment(), capture_output=True, text=True, timeout=within_s,
     )  # fmt: skip
     assert done.returncode == ends, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -21,6 +21,7 @@ from common.config import Study, Wire, parse
 from common.errors import REFUSAL_SENTENCES, RefusalCode, RunFailed
 from common.messages import (
     QUERY,
+    UNREACHABLE,
     Reply,
     decode_instruction,
     decode_question,
@@ -35,7 +36,7 @@ from common.statement import ReceiptsHead, Statement, read_statement
 from server import rounds
 from server.checkpoint import Checkpoint, last_checkpoint, read_history
 from server.exchange import Federation
-from server.rounds import NotYetApproved, run_rounds
+from server.rounds import run_rounds
 
 SIZE = 3
 NODES = {11: "east", 12: "north", 13: "west"}
@@ -213,11 +214,14 @@ def run(
     wanted: Study | None = None,
     stating: dict[int, Site] | None = None,
     receipts_keys: dict[str, str] | None = None,
+    approval_timeout_s: float = 0.0,
 ) -> Checkpoint:
     """All rounds, from zeros."""
     names = {node: NODES[node] for node in sites}
     layout = Layout(("w",), ((SIZE,),))
-    federation = Federation(wanted or study(), 0, names, layout, out, receipts_keys or {})
+    federation = Federation(
+        wanted or study(), 0, names, layout, out, receipts_keys or {}, approval_timeout_s
+    )
     grid = FakeGrid(sites, stating or {})
     return run_rounds(grid, federation, np.zeros(SIZE, dtype=np.float32))  # type: ignore[arg-type]
 
@@ -298,19 +302,74 @@ def test_too_few_replies_stop_the_study(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "checkpoints", study_sha256=study(min_sites=2).sha256) is None
 
 
-@pytest.mark.parametrize(("others", "may_come"), [((), True), ((13,), True), ((12, 13), False)])
-def test_approval_that_is_missing_may_still_come(
-    tmp_path: Path, others: tuple[int, ...], may_come: bool
+def approves_when_asked(times: int, asked: list[int]) -> Site:
+    """A site whose steward needs so many askings; writes down each."""
+
+    def answer(message: Message) -> Message | None:
+        node = message.metadata.dst_node_id
+        asked.append(node)
+        if asked.count(node) < times:
+            return Message(encode_refusal(RefusalCode.NOT_APPROVED), reply_to=message)
+        return honest(message)
+
+    return answer
+
+
+def away(message: Message) -> Message:
+    """What the link answers for a site that isn't there."""
+    return Message(Error(UNREACHABLE, ""), reply_to=message)
+
+
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits long before asking again."""
+    monkeypatch.setattr(rounds, "_ASK_AGAIN_S", (0.01, 0.01))
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_stewards_are_waited_for(tmp_path: Path) -> None:
+    """Asked again are those who may still join; the result is as if all had at once."""
+    asked: list[int] = []
+
+    def away_at_first(message: Message) -> Message:
+        asked.append(13)
+        return away(message) if asked.count(13) == 1 else honest(message)
+
+    sites = {
+        11: approves_when_asked(1, asked),
+        12: approves_when_asked(4, asked),
+        13: away_at_first,
+    }
+    wanted = study(min_sites=3, rounds=1)
+    found = run(tmp_path / "a", sites, wanted, approval_timeout_s=60)
+    in_the_round = asked[:-3]  # the rest is the closing evaluation
+    assert [in_the_round.count(node) for node in (11, 12, 13)] == [1, 4, 2]
+    at_once = run(tmp_path / "b", dict.fromkeys(sites, honest), wanted)
+    assert found.weights.tobytes() == at_once.weights.tobytes()
+    (line, _) = read_history(tmp_path / "a" / "history.jsonl")
+    assert (line["joined"], line["left_out"]) == (["east", "north", "west"], {})
+
+
+@pytest.mark.usefixtures("_at_once")
+@pytest.mark.parametrize(
+    ("others", "min_sites", "timeout_s"),
+    [
+        ({}, 2, 0.0),  # as in a simulation
+        ({}, 2, 0.05),  # they never decide
+        ({12: refuses, 13: refuses}, 2, 60.0),  # with everybody's approval there are still too few
+        ({11: refuses, 12: refuses, 13: away}, 1, 60.0),  # all whose stewards were asked said no
+    ],
+)
+def test_nobody_is_waited_for_in_vain(
+    tmp_path: Path, others: dict[int, Site], min_sites: int, timeout_s: float
 ) -> None:
-    """Told apart from sites that can't join: with their stewards' word the round has enough."""
-
-    def asks_its_steward(message: Message) -> Message:
-        return Message(encode_refusal(RefusalCode.NOT_APPROVED), reply_to=message)
-
-    sites: dict[int, Site] = {node: asks_its_steward for node in (11, 12, 13)}
-    with pytest.raises(RunFailed) as failure:
-        run(tmp_path, sites | dict.fromkeys(others, refuses), study(min_sites=2))
-    assert isinstance(failure.value, NotYetApproved) == may_come
+    """The round fails where approval can't come in time, or wouldn't be enough."""
+    never = approves_when_asked(10**6, [])
+    sites: dict[int, Site] = dict.fromkeys((11, 12, 13), never) | others
+    begun = time.monotonic()
+    with pytest.raises(RunFailed, match="0 accepted"):
+        run(tmp_path, sites, study(min_sites=min_sites), approval_timeout_s=timeout_s)
+    assert time.monotonic() - begun < 30
 
 
 def test_a_study_that_diverged_is_not_told_to_resume(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from common.models import pack, study_model
 from server import serve as serving
 from server.checkpoint import Checkpoint, append_history, write_checkpoint
 from server.link import LinkGrid
-from server.rounds import NotYetApproved
 from server.serve import serve
 
 Enrol = Callable[..., Path]
@@ -69,24 +68,6 @@ def test_a_study_that_nobody_joins_ends_and_can_go_on(
     for _ in range(2):
         with pytest.raises(RunFailed, match=r"missing: a, b\."):
             serve(study, federation, out=tmp_path / "run")
-
-
-def test_stewards_are_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked again until all have approved; after the bound it ends and says why."""
-    monkeypatch.setattr(serving, "_ASK_AGAIN_S", 0.01)
-    asked = 0
-
-    def run() -> None:
-        nonlocal asked
-        asked += 1
-        if asked % 5:
-            raise NotYetApproved("nobody yet")
-
-    serving._until_approved(run, timeout_s=1.0)
-    assert asked == 5
-    with pytest.raises(NotYetApproved):
-        serving._until_approved(run, timeout_s=0.02)
-    assert asked == 8
 
 
 def test_nothing_is_begun_where_nobody_can_be_heard(
