@@ -102,7 +102,7 @@ def test_the_commands_run_a_private_study(home: Path) -> None:
         code = shell(home, number, script)
         assert code == (1 if number == CHECK else 0), block
     assert "1 thing must be mended" in (home / f"block-{CHECK}.log").read_text()
-    assert "not-approved" in (home / "server.log").read_text()
+    assert "to approve the study" in (home / "server.log").read_text()
     watched = (home / f"block-{WATCH}.log").read_text()
     assert watched.index("round 0 of 5") < watched.index("finished; the numbers")
     assert "hospital-1, hospital-2, hospital-3 signed: epsilon 8.00 per patient" in watched
