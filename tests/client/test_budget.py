@@ -87,21 +87,6 @@ def cost(*steps: int) -> float:
     return lifetime_epsilon([kind._replace(steps=taken) for kind, taken in kinds], delta=1e-5)
 
 
-@pytest.mark.parametrize("spent", [(), (OTHER,), (STEP, OTHER)])
-@pytest.mark.parametrize("cap", [0.3, 1.0, 2.0, 3.0])
-def test_the_times_left_are_the_last_that_fit(spent: tuple[Mechanism, ...], cap: float) -> None:
-    """One by one comes to the same; what is asked for is never exceeded."""
-    one_by_one = 0
-    while one_by_one < 40:
-        more = STEP._replace(steps=STEP.steps * (one_by_one + 1))
-        if lifetime_epsilon((*spent, more), delta=1e-5) > cap:
-            break
-        one_by_one += 1
-    for most in (0, 1, 7, 40):
-        found = times_left(spent, STEP, delta=1e-5, cap=cap, most=most)
-        assert found == min(most, one_by_one)
-
-
 def test_a_study_is_begun_where_the_cap_allows_all_of_it(ledger: Ledger) -> None:
     """Exactly enough is enough; with less nothing is charged, though one round would fit."""
     with pytest.raises(OverBudget, match="lasts for 9 of 10 rounds"):

@@ -29,6 +29,7 @@ from client.ledger import (
     Ledger,
     LedgerDamaged,
     LedgerUnwritable,
+    Outlook,
     OverBudget,
     Request,
     Reservation,
@@ -36,7 +37,7 @@ from client.ledger import (
     lowered,
     open_ledger,
 )
-from client.ledger_book import EMPTY, PATIENT_BYTES, Book, Charge, Reserved, Round, Whole
+from client.ledger_book import EMPTY, PATIENT_BYTES, Book, Charge, Reserved, Round, Settled, Whole
 from common.chain import Head
 from common.config import Budget
 from common.errors import BadInput
@@ -380,6 +381,47 @@ def test_rounds_are_counted_for_each_patient(
         assert counted == len(set(own))
     assert book.rounds("s") == len({one[2:4] for one in charged if one[1] == "s"})
     assert book.has_begun("s") == any(one[1] == "s" for one in charged)
+
+
+def test_an_outlook_counts_rounds_by_history(ledger: Ledger) -> None:
+    """Whether a study has begun, how many rounds anybody paid for, and who paid for how many."""
+    mine, other = "5" * 64, "6" * 64
+    nothing = Outlook(begun=False, rounds=0, standings=(((), 0),))
+    assert ledger.outlook(mine, None) == ledger.outlook(mine, [ANN]) == nothing
+    reserve(ledger, request(1, ANN, BOB))
+    reserve(ledger, request(2, BOB))
+    reserve(ledger, request(1, CAT, study=other))
+    once, twice = (STEP,), (STEP._replace(steps=8),)
+    found = ledger.outlook(mine, None)
+    assert (found.begun, found.rounds) == (True, 2)
+    assert set(found.standings) == {(once, 1), (twice, 2), (once, 0)}
+    assert ledger.outlook(mine, [BOB]).standings == ((twice, 2),)
+    assert ledger.outlook("7" * 64, [BOB]) == Outlook(False, 0, ((twice, 0),))
+
+
+def test_only_a_reserved_round_is_settled_and_once() -> None:
+    """Rows that say anything else can't stand, whoever wrote them."""
+    book = Book()
+    with pytest.raises(ValueError, match="settled once"):
+        book.add(Settled(number=1), b"")
+    row = Reserved(
+        round=Round(fold=0, round_number=1, weights_sha256="w", data_fingerprint="d"),
+        charge=Charge(
+            study="s",
+            unit=Unit.PATIENT,
+            randomness=Randomness.SECRET,
+            mechanism=STEP,
+            cohort="c",
+        ),
+        commitment="1",
+        receipts=str(EMPTY),
+    )
+    book.add(row, b"")
+    book.add(Settled(number=1), b"")
+    for number in (1, 2):
+        with pytest.raises(ValueError, match="settled once"):
+            book.add(Settled(number=number), b"")
+    assert (book.head.count, book.unsettled) == (2, set())
 
 
 def test_what_paid_for_a_round_is_found(ledger: Ledger) -> None:
@@ -787,6 +829,7 @@ def test_what_is_acknowledged_survives_a_power_cut(ledger: Ledger) -> None:
     asked = ("journal_mode", "synchronous", "secure_delete")
     extra = 3
     assert [db.execute(f"PRAGMA {one}").fetchone()[0] for one in asked] == ["delete", extra, 1]
+    assert db.execute("PRAGMA busy_timeout").fetchone() == (60_000,)  # ms: whoever hangs
     db.close()
 
 

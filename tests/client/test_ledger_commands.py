@@ -112,6 +112,43 @@ def test_it_shows_each_study_and_the_worst_off_patient(site: Path, ledger: Ledge
     assert found["head"] == str(ledger.verify(None))
 
 
+def test_json_has_all_numbers_under_their_names(site: Path, ledger: Ledger) -> None:
+    """Programs read them, so no name changes; the kind of epsilon is that of what is spent."""
+    images = WholeStudy(
+        study="c" * 64,
+        unit=Unit.EXAM,
+        randomness=Randomness.SEEDED,
+        mechanism=STEP._replace(images=3),
+        patients=["north-0"],
+    )
+    ledger.restore([images], lost=())
+    found = json.loads(says("show", site, "--json").stdout)
+    kinds = {name: found.pop(name) for name in ("spent", "cap", "left")}
+    *_, restored = found.pop("studies")
+    assert found == {
+        "site": "north",
+        "head": str(ledger.verify(None)),
+        "patients": 3,
+        "rounds_without_reply": 3,
+        "restores": 1,
+    }
+    alone = restored.pop("alone")
+    assert alone["epsilon"] == lifetime_epsilon([images.mechanism], delta=1e-5)
+    assert restored == {
+        "study_sha256": "c" * 64,
+        "rounds": 0,
+        "whole": True,
+        "steps": 4,
+        "noise_multiplier": 2.0,
+        "sampling_rate": 0.1,
+        "images": 3,
+        "unit": "exam",
+    }
+    for kind in (*kinds.values(), alone):
+        assert (kind["unit"], kind["delta"]) == ("exam", 1e-5)
+        assert "seeded" in kind["guarantee"]
+
+
 def test_the_table_has_every_condition_and_no_patient(site: Path, ledger: Ledger) -> None:
     """No epsilon without delta, adjacency, trust and randomness beside it; nobody's name."""
     shown = says("show", site)
@@ -210,6 +247,38 @@ def test_a_restore_charges_everybody_in_the_data_or_ever_seen(site: Path, ledger
         epsilon = ledger.spent([patient], delta=1e-5).epsilon
         assert epsilon is not None
         assert epsilon.value == lifetime_epsilon(history, delta=1e-5)
+
+
+def test_after_a_restore_ledger_and_receipts_accept_what_each_other_remember(
+    site: Path, ledger: Ledger
+) -> None:
+    """Heads that a server names and those that the ledger remembers; no receipts are needed."""
+    state = site.parent / "state"
+    receipts = Receipts(state / RECEIPTS_CHAIN, open_keys(state).receipts, lambda _: None)
+    receipt(site, ledger.verify(None))
+    remembered = receipts.head
+    reserve(ledger, "b", 3)
+    receipts.path.unlink()
+    told = Head(8, "8" * 64)
+    assert says("verify", site).exit_code == 0
+    assert says("restore", site, "--head", told).exit_code == 0
+    assert receipts.knows(told)
+    assert receipts.knows(remembered)
+    assert receipts.ledger_head == ledger.verify(None)
+    assert not receipts.knows(Head(7, "7" * 64))
+
+
+def test_a_whole_study_is_charged_as_the_site_would_train_it(site: Path) -> None:
+    """To everybody in its data, if it has any, by the randomness that it uses."""
+    study = load_study(site.parent / "study.yaml", ["privacy.enabled=true"])
+    settings = load_site(site)
+    found = whole_study(study, settings)
+    assert (found.study, found.unit) == (study.sha256, Unit.PATIENT)
+    assert found.randomness is Randomness.SECRET
+    assert len(found.patients) == 24
+    bare = settings.model_copy(update={"data": None, "randomness": "seeded-for-testing"})
+    assert whole_study(study, bare).patients == set()
+    assert whole_study(study, bare).randomness is Randomness.SEEDED
 
 
 def test_a_whole_study_is_every_round_of_every_fold(site: Path) -> None:

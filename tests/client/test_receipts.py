@@ -13,6 +13,7 @@ import random
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -188,6 +189,26 @@ def test_other_bytes_or_another_question_are_another_message(book: Receipts) -> 
     assert book.problems() == []
 
 
+def test_several_messages_to_one_question_keep_their_own_heads(book: Receipts) -> None:
+    """Each of them, sent again, is found: the first, the last and those between."""
+    messages = [sent(1, content=content) for content in ("one", "two", "three")]
+    heads = [book.append(message, now=NOW) for message in messages]
+    book.append(sent(2), now=NOW)
+    assert [book.append(message, now=NOW) for message in messages] == heads
+
+
+def test_the_machine_s_time_zone_changes_nothing(
+    book: Receipts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line's time is UTC wherever the site is."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        book.append(sent(1), now=NOW)
+    time.tzset()
+    assert Line.from_canonical(book.path.read_bytes()[:-1]).time == "2026-01-02T03:04:05Z"
+
+
 def test_a_refusal_of_the_same_instruction_is_no_message(book: Receipts) -> None:
     """A refused round that is answered after all gets its line."""
     book.append(refused(), now=NOW)
@@ -317,6 +338,16 @@ def test_a_line_that_nobody_can_read_is_named(thousand: list[bytes]) -> None:
     assert [problem.line for problem in found] == [3, 4]
 
 
+def test_a_line_that_follows_an_unreadable_one_is_no_problem(book: Receipts) -> None:
+    """What can't be read has its place and its hash in the chain all the same."""
+    book.append(sent(1), now=NOW)
+    text = b"not a receipt"
+    with book._locked() as descriptor:
+        os.write(descriptor, text + b"\n")
+        book._write(descriptor, sent(2), after=Head(2, sha256_hex(text)), now=NOW)
+    assert [problem.line for problem in book.problems()] == [2]
+
+
 @pytest.mark.parametrize("damage", [changed, dropped, swapped, exchanged, doubled])
 def test_damage_is_found_where_it_is(thousand: list[bytes], damage: Damage) -> None:
     """The first problem names the damaged line or the next, and the rest of the chain is fine."""
@@ -335,6 +366,7 @@ def test_missing_lines_are_found_by_a_known_head(book: Receipts) -> None:
     book.path.write_bytes(b"".join(lines[:3]))
     assert book.problems() == []
     assert str(book.problems(heads[4])[0]).startswith("3 lines are there, but the known head names")
+    assert book.problems(heads[4])[0].line == 0
     assert [book.knows(head) for head in heads] == [True, True, True, False, False]
     book.path.unlink()
     assert book.problems(heads[0])
@@ -384,6 +416,7 @@ def test_a_chain_that_was_written_anew_is_found_by_a_known_head(book: Receipts) 
     assert book.problems() == []
     assert [book.problems(head)[0].line for head in heads] == [1, 2]
     assert book.problems(Head(3, "3" * 64))[0].line == 3
+    assert "written anew" in book.problems(heads[0])[0].sentence
     assert not any(book.knows(head) for head in heads)
 
 

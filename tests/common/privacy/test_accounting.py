@@ -170,3 +170,10 @@ def test_allowed_deltas_pass() -> None:
     """The limits themselves are allowed."""
     check_delta(1e-5, 10_000)
     check_delta(1e-6, 100_000)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, 1.5, -1e-5, math.nan])
+def test_a_delta_that_is_no_probability_is_an_error(delta: float) -> None:
+    """Never an epsilon of 0 because everything is let go."""
+    with pytest.raises(ValueError, match="delta must be"):
+        epsilon_spent([(1.0, 0.1, 10)], delta=delta)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from common.privacy.accounting import epsilon_spent
-from common.privacy.lifetime import lifetime_epsilon
+from common.privacy.lifetime import lifetime_epsilon, times_left
 from common.privacy.mechanism import Mechanism, merge
 from common.privacy.renyi import ORDERS, divergences
 
@@ -115,3 +115,28 @@ def test_the_ledger_can_use_it_alone() -> None:
         "assert not {'torch', 'opacus', 'dp_accounting'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+STEP, OTHER = Mechanism(2.0, 0.1, 4), Mechanism(1.5, 0.2, 10)
+
+
+@pytest.mark.parametrize("spent", [(), (OTHER,), (STEP, OTHER)])
+@pytest.mark.parametrize("cap", [0.3, 1.0, 2.0, 3.0])
+def test_the_times_left_are_the_last_that_fit(spent: tuple[Mechanism, ...], cap: float) -> None:
+    """One by one comes to the same; what is asked for is never exceeded."""
+    one_by_one = 0
+    while one_by_one < 40:
+        more = STEP._replace(steps=STEP.steps * (one_by_one + 1))
+        if lifetime_epsilon((*spent, more), delta=1e-5) > cap:
+            break
+        one_by_one += 1
+    for most in (0, 1, 7, 40):
+        found = times_left(spent, STEP, delta=1e-5, cap=cap, most=most)
+        assert found == min(most, one_by_one)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, 1.5, -1e-5, math.nan])
+def test_a_delta_that_is_no_probability_is_an_error(delta: float) -> None:
+    """Never an epsilon of 0 because everything is let go."""
+    with pytest.raises(ValueError, match="delta must be"):
+        lifetime_epsilon([(1.0, 0.1, 10)], delta=delta)

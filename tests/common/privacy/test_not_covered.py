@@ -17,6 +17,7 @@ from common.privacy.not_covered import (
     Decision,
     NotCovered,
     names_not_covered,
+    not_covered,
 )
 from common.statement import Statement
 
@@ -52,6 +53,12 @@ def test_a_weaker_unit_leaves_more_open() -> None:
     patient = names_not_covered(Unit.PATIENT)
     assert names_not_covered(Unit.EXAM) == (*patient, NotCovered.SEVERAL_EXAMS)
     assert names_not_covered(Unit.IMAGE) == (*patient, NotCovered.SEVERAL_IMAGES)
+
+
+@pytest.mark.parametrize("unit", Unit)
+def test_people_read_a_sentence_for_each_name(unit: Unit) -> None:
+    """In the order of the names."""
+    assert not_covered(unit) == tuple(NOT_COVERED[name] for name in names_not_covered(unit))
 
 
 def test_the_readme_has_the_whole_table() -> None:

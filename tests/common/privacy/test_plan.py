@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from common.errors import BadInput
-from common.privacy.accounting import epsilon_spent
-from common.privacy.epsilon import Randomness, Unit
+from common.privacy.accounting import epsilon_spent, noise_multiplier_for
+from common.privacy.epsilon import Randomness, TrustModel, Unit
 from common.privacy.plan import PrivacyPlan, plan
 
 
@@ -47,6 +47,30 @@ def test_epsilon_carries_the_plan_s_meaning() -> None:
     assert (epsilon.unit, epsilon.delta, epsilon.guarantee) == (Unit.EXAM, 1e-5, "none (seeded)")
 
 
+def test_a_plan_says_what_it_was_made_of() -> None:
+    """Sites train by these numbers; the noise is the least for all steps together."""
+    site = planned(training_share=1.0, images_per_patient=1, max_grad_norm=0.5)
+    assert site == PrivacyPlan(
+        unit=Unit.PATIENT,
+        noise_multiplier=noise_multiplier_for(8.0, delta=1e-5, sampling_rate=0.25, steps=40),
+        sampling_rate=0.25,
+        steps_per_round=4,
+        rounds=10,
+        max_grad_norm=0.5,
+        images_per_patient=1,
+        expected_patients=0.25 * 50,
+        delta=1e-5,
+    )
+
+
+def test_whoever_must_be_trusted_is_said() -> None:
+    """A site that adds its noise itself, unless the plan is asked for another trust model."""
+    for trust_model in TrustModel:
+        epsilon = planned().epsilon_after(1, randomness=Randomness.SECRET, trust_model=trust_model)
+        assert epsilon.trust_model is trust_model
+    assert planned().epsilon_after(1, randomness=Randomness.SECRET).trust_model is TrustModel.LOCAL
+
+
 def test_earlier_studies_count() -> None:
     """A plan on patients who took part before starts from what was spent on them."""
     site = planned()
@@ -81,7 +105,17 @@ def test_too_large_a_delta_is_refused() -> None:
         planned(declared_patients=20_000)
 
 
-@pytest.mark.parametrize("change", [{"training_share": 0.0}, {"rounds": 0}, {"max_grad_norm": 0.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training_share": 0.0},
+        {"training_share": 1.01},
+        {"steps_per_round": 0},
+        {"rounds": 0},
+        {"images_per_patient": 0},
+        {"max_grad_norm": 0.0},
+    ],
+)
 def test_impossible_plans_are_refused(change: dict[str, Any]) -> None:
     """A plan of nothing is an error."""
     with pytest.raises(ValueError, match="a plan needs"):

@@ -12,7 +12,7 @@ from dp_accounting.rdp import RdpAccountant
 from scipy import stats
 
 from common.privacy.mechanism import Mechanism
-from common.privacy.renyi import ORDERS, divergences
+from common.privacy.renyi import ORDERS, _added, _removed, divergences
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_one_image_agrees_with_the_independent_accountant(sigma: float, q: float
     [(1.0, 0.04, 1), (2.0, 0.1, 3), (3.0, 0.2, 4), (0.2, 0.3, 1), (0.2, 0.1, 2), (6.0, 0.9, 5)],
 )
 def test_mixtures_agree_with_the_definition(sigma: float, q: float, images: int) -> None:
-    """The larger of both directions, by plain numerical integration on a far finer grid."""
+    """Both directions and the larger one, by plain numerical integration on a far finer grid."""
     joined = np.arange(images + 1)
     x = np.linspace(-25 * sigma, 7 * images + 25 * sigma, 400_001)
     log_q = stats.norm.logpdf(x, scale=sigma)
@@ -47,6 +47,9 @@ def test_mixtures_agree_with_the_definition(sigma: float, q: float, images: int)
             for a, b in ((log_p, log_q), (log_q, log_p))
         ]
         assert divergence == pytest.approx(max(directions), rel=1e-8, abs=1e-9)
+        # The second is hardly ever the larger one, so a mistake in it would not show above.
+        both = [_removed(order, sigma, q, images), _added(order, sigma, q, images)]
+        assert both == pytest.approx(directions, rel=1e-8, abs=1e-9)
 
 
 def test_more_images_cost_more() -> None:

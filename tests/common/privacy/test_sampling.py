@@ -139,3 +139,15 @@ def test_a_patient_without_images_is_refused() -> None:
     """A patient without a row could never be averaged."""
     with pytest.raises(ValueError, match="at least one row"):
         batches({"a": np.array([], dtype=np.int64)})
+
+
+def test_a_simulated_study_draws_what_it_drew() -> None:
+    """A study can be repeated with a later version: the same secret gives the same batches."""
+    patients = cohort({"a": 5, "b": 2, "c": 6})
+    found = positions(patients, batches(patients, sampling_rate=0.5, steps=4))
+    assert found == [
+        {"a": [0, 1, 4]},
+        {"a": [0, 1, 4], "c": [1, 3, 5]},
+        {},
+        {"a": [0, 1, 2], "b": [0, 1], "c": [2, 3, 4]},
+    ]
