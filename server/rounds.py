@@ -56,6 +56,7 @@ class _Round:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)  # of the sites' receipts
     left_out: dict[str, str] = field(default_factory=dict)
+    waited_s: float = 0.0  # for stewards, between askings
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -81,7 +82,7 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
         started = _working_s(grid)
         spool = Spool(out / "spool")
         outcome = _Round()
-        for sites in _askings(grid, federation, outcome, spool):
+        for sites in _askings(federation, outcome, spool):
             _collect(grid, federation, sites, state.weights, round_number, spool, heads, outcome)
             heads |= outcome.heads
         if len(spool.sites) < study.federation.min_sites:
@@ -89,7 +90,8 @@ def run_rounds(grid: Grid, federation: Federation, initial: NDArray[np.float32])
         joined = spool.sites
         state = Checkpoint(round_number, spool.average(study.federation.weights))
         line = _line(federation, state, outcome)
-        line |= {"joined": list(joined), "seconds": round(_working_s(grid) - started, 3)}
+        seconds = _working_s(grid) - started - outcome.waited_s
+        line |= {"joined": list(joined), "seconds": round(seconds, 3)}
         append_history(history, line)
         write_checkpoint(folder, state, study_sha256=study.sha256)
         _report(federation, outcome, round_number, len(joined))
@@ -116,15 +118,14 @@ def _close(grid: Grid, federation: Federation, state: Checkpoint, heads: Mapping
         end_history(history, line | {"without_statement": missing})
 
 
-def _askings(
-    grid: Grid, federation: Federation, outcome: _Round, spool: Spool
-) -> Iterator[Mapping[int, str]]:
+def _askings(federation: Federation, outcome: _Round, spool: Spool) -> Iterator[Mapping[int, str]]:
     """Whom to ask in a round: all sites, then those that may still join, while too few have.
 
-    A site whose steward hasn't decided, or that isn't there, may; while all the rest is decided
-    there is nothing to wait for. It is asked after 10 s, later after a third of all the waiting.
+    A site whose steward hasn't decided may and, while stewards are waited for, one that is away.
+    They are asked after 10 s, later after a third of all the waiting, which others' training is
+    no part of.
     """
-    begun, said = _working_s(grid), ""
+    said = ""
     yield federation.sites
     while True:
         undecided = [
@@ -135,13 +136,15 @@ def _askings(
         away = [s for s, reason in outcome.left_out.items() if reason in (NOT_REACHABLE, NO_REPLY)]
         may_join = {n: s for n, s in federation.sites.items() if s in (*undecided, *away)}
         missing = federation.study.federation.min_sites - len(spool.sites)
-        waited = _working_s(grid) - begun
-        left = federation.approval_timeout_s - waited
-        if not 0 < missing <= len(may_join) or not undecided or left <= 0:
+        left = federation.approval_timeout_s - outcome.waited_s
+        is_waiting = undecided or outcome.waited_s
+        if not (0 < missing <= len(may_join) and is_waiting and left > 0):
             return
-        if said != (said := ", ".join(undecided)):
+        if undecided and said != (said := ", ".join(undecided)):
             logger.info("waiting for %s to approve the study", said)
-        time.sleep(min(float(np.clip(waited / 3, *_ASK_AGAIN_S)), left))
+        pause_s = min(float(np.clip(outcome.waited_s / 3, *_ASK_AGAIN_S)), left)
+        time.sleep(pause_s)
+        outcome.waited_s += pause_s
         yield may_join
 
 

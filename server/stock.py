@@ -16,10 +16,12 @@ written to `nodes.json` of the run directory, where `client/stock.py` reads it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from common.models import study_model
 from server.door import public_pem
 from server.legs import (
     MODEL,
+    REPLIES,
     check_folder,
     check_sites,
     ended,
@@ -80,6 +83,12 @@ def run_stock(grid: Grid, config: UserConfig) -> None:
     if ended(out):
         return
     sites = (_simulated if config.get("site_files") else _registered)(grid, study, config)
+    with _alone(out):
+        _run(grid, study, sites, out, started)
+
+
+def _run(grid: Grid, study: Study, sites: _Sites, out: Path, started: float) -> None:
+    """The legs that aren't done, and the result."""
     keep_study(out, study)
     if sites.files:
         write_atomically(out / "nodes.json", json.dumps(sites.files).encode())
@@ -106,6 +115,21 @@ def run_stock(grid: Grid, config: UserConfig) -> None:
         seconds=time.monotonic() - started,
     )
     logger.info("the model and its report are in %s", out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Work in a run directory as the only run that does; raises BadInput."""
+    (out / REPLIES).mkdir(exist_ok=True)
+    with (out / REPLIES / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"run configuration: another run is at work in {out}. Wait until it has ended, or "
+                "end it with flwr stop."
+            ) from None
+        yield
 
 
 def _registered(grid: Grid, study: Study, config: UserConfig) -> _Sites:

@@ -351,6 +351,44 @@ def test_stewards_are_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_at_once")
+def test_training_is_no_waiting(tmp_path: Path) -> None:
+    """A round of which others take longer than the bound still asks who has approved since."""
+
+    def slow(message: Message) -> Message:
+        time.sleep(0.2)
+        return honest(message)
+
+    sites = {11: slow, 12: approves_when_asked(3, [])}
+    run(tmp_path, sites, study(min_sites=2, rounds=1), approval_timeout_s=0.1)
+    (line, _) = read_history(tmp_path / "history.jsonl")
+    assert line["joined"] == ["east", "north"]
+
+
+def test_waiting_is_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round's seconds are those of its work, by which a watcher tells when the study ends."""
+    monkeypatch.setattr(rounds, "_ASK_AGAIN_S", (0.5, 0.5))
+    run(tmp_path, {11: approves_when_asked(3, [])}, study(rounds=1), approval_timeout_s=60)
+    (line, _) = read_history(tmp_path / "history.jsonl")
+    assert line["seconds"] < 0.5
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_who_is_away_when_the_last_steward_approves_is_waited_for(tmp_path: Path) -> None:
+    """A reboot in that moment doesn't end the study."""
+    asked: list[int] = []
+
+    def away_once(message: Message) -> Message:
+        asked.append(13)
+        if asked.count(13) == 1:
+            return Message(encode_refusal(RefusalCode.NOT_APPROVED), reply_to=message)
+        return away(message) if asked.count(13) < 4 else honest(message)
+
+    sites = {11: honest, 13: away_once}
+    run(tmp_path, sites, study(min_sites=2, rounds=1), approval_timeout_s=60)
+    assert asked.count(13) == 5  # the last is the closing evaluation
+
+
+@pytest.mark.usefixtures("_at_once")
 @pytest.mark.parametrize(
     ("others", "min_sites", "timeout_s"),
     [

@@ -25,6 +25,7 @@ from server.app import app
 from server.checkpoint import read_history
 from server.door import public_pem
 from server.federation import revoke
+from server.stock import _alone
 from simulations.engines.inline import InlineGrid
 from simulations.trial import make_trial
 
@@ -241,3 +242,16 @@ def test_a_promise_says_whose_code_gives_it(sites: dict[str, Path]) -> None:
     context = Context(1, 7, {"site": str(sites["east"])}, RecordDict(), {})
     with open_stock_site(context) as site:
         assert site.trust_model is TrustModel.SENT
+
+
+def test_two_runs_never_share_a_run_directory(
+    sites: dict[str, Path], config: dict[str, str]
+) -> None:
+    """The second is told so at once; it writes nothing, and the first isn't disturbed."""
+    Path(config["out"]).mkdir()
+    with (
+        _alone(Path(config["out"])),
+        pytest.raises(BadInput, match="another run is at work"),
+    ):
+        flwr_run(config, supernodes(sites))
+    assert not list(Path(config["out"]).glob("*.json*"))
