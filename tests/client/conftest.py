@@ -169,13 +169,23 @@ def ward(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[..., Pat
 
 
 @pytest.fixture
-def hospital(ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def hospital(
+    ward: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Callable[..., Any]:
     """Opens the hospital's site; arguments change its settings. Each state folder is another."""
     from flwr.supercore.task_identity import TaskIdentity
 
-    from client import receipts
+    from client import cohort, receipts
     from common.config import Link, SiteSettings
 
+    def pseudonym_key(settings: SiteSettings) -> bytes:
+        return f"{request.node.nodeid} {settings.state and settings.state.name}".encode()
+
+    # By a random key of the site's, of twelve patients now and then nobody would be tested.
+    monkeypatch.setattr(cohort, "_pseudonym_key", pseudonym_key)
     for name in ("_run_id", "_task_id", "_node_id"):  # messages can only be made by somebody
         monkeypatch.setattr(TaskIdentity, name, 1)
     monkeypatch.setattr(receipts, "_JOURNAL", tmp_path / "journal")
