@@ -56,11 +56,11 @@ from client.ledger_book import (
     Settled,
     Whole,
 )
-from client.state import make_private, sync_folder
+from client.state import make_private, sync_folder, trust_model
 from common.chain import Head
 from common.config import Budget
 from common.errors import BadInput, FedwardError, RunFailed
-from common.privacy.epsilon import Epsilon, Randomness, Unit
+from common.privacy.epsilon import Epsilon, Randomness, TrustModel, Unit
 from common.privacy.lifetime import lifetime_epsilon, times_left
 from common.privacy.mechanism import Mechanism, merge
 
@@ -178,6 +178,7 @@ class Spent:
     restores: int
     worst: History  # of the patient who has lost most
     epsilon: Epsilon | None  # of that patient; None: beyond any bound
+    trust_model: TrustModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +267,11 @@ class Ledger:
             number = book.reserved.get((asked, charge))
             if number is not None:
                 return Reservation(book.heads[number - 1], book.secrets.get(number))
+            limit = _limit(charge, cap, trust_model(self.path.parent))
             if begin_with > 1 and not book.has_begun(charge.study):
                 touched = book.histories(patients | self._patients(begin_for))
-                _check_whole(touched, charge, cap, rounds=begin_with)
-            _check_budget(book.histories(patients), charge, cap)
+                _check_whole(touched, charge, limit, rounds=begin_with)
+            _check_budget(book.histories(patients), charge, limit)
             drawn = secret()
             if len(drawn) != SECRET_BYTES:
                 raise ValueError(f"a round's secret has {SECRET_BYTES} bytes; got {len(drawn)}.")
@@ -386,6 +388,7 @@ class Ledger:
             asked = everybody if patients is None else self._patients(patients)
             histories = book.histories(asked)
             worst = max(histories, key=lambda history: lifetime_epsilon(history, delta=delta))
+            trust = trust_model(self.path.parent)
             return Spent(
                 head=book.head,
                 studies=_by_study(book),
@@ -393,7 +396,8 @@ class Ledger:
                 unsettled=len(book.unsettled),
                 restores=len(book.restores),
                 worst=worst,
-                epsilon=_epsilon(worst, book, delta),
+                epsilon=_epsilon(worst, book, delta, trust),
+                trust_model=trust,
             )
 
     def outlook(self, study: str, patients: Collection[str] | None) -> Outlook:
@@ -597,42 +601,49 @@ def _check_receipts(book: Book, receipts: Witness) -> None:
         )
 
 
-def _check_budget(histories: Sequence[History], charge: Charge, cap: Budget) -> None:
+def _check_budget(histories: Sequence[History], charge: Charge, limit: Epsilon) -> None:
     """Raise OverBudget if a patient with one of these histories would be beyond the cap."""
-    if _rounds_left(histories, charge, cap, most=1):
+    if _rounds_left(histories, charge, limit, most=1):
         return
-    limit = _limit(charge, cap)
     raise OverBudget(
         f"The round is not run: with it the worst-off {limit.unit} would be beyond the cap, "
         f"{limit}. What is spent stays spent; `fedward privacy ledger show SITE.yaml` says on what."
     )
 
 
-def _check_whole(histories: Sequence[History], charge: Charge, cap: Budget, *, rounds: int) -> None:
+def _check_whole(
+    histories: Sequence[History], charge: Charge, limit: Epsilon, *, rounds: int
+) -> None:
     """Raise OverBudget if the cap doesn't allow so many rounds of a study that is to begin."""
-    left = _rounds_left(histories, charge, cap, most=rounds)
+    left = _rounds_left(histories, charge, limit, most=rounds)
     if left < rounds:
         raise OverBudget(
             f"The study is not begun: the budget lasts for {left} of {rounds} rounds, then the "
-            f"worst-off patient would be beyond the cap, {_limit(charge, cap)}. Raise "
+            f"worst-off patient would be beyond the cap, {limit}. Raise "
             "`budget.epsilon`, agree with the coordinator on fewer rounds or a lower target, or "
             "let studies begin all the same with `policy.whole_studies: optional`."
         )
 
 
-def _rounds_left(histories: Sequence[History], charge: Charge, cap: Budget, *, most: int) -> int:
-    """How many such rounds the cap allows each patient with one of these histories."""
+def _rounds_left(histories: Sequence[History], charge: Charge, limit: Epsilon, *, most: int) -> int:
+    """How many such rounds the limit allows each patient with one of these histories."""
 
     def left(history: History) -> int:
-        return times_left(history, charge.mechanism, delta=cap.delta, cap=cap.epsilon, most=most)
+        return times_left(history, charge.mechanism, delta=limit.delta, cap=limit.value, most=most)
 
     return most if left(_upper(histories)) == most else min(map(left, histories))
 
 
-def _limit(charge: Charge, cap: Budget) -> Epsilon:
+def _limit(charge: Charge, cap: Budget, trust: TrustModel) -> Epsilon:
     """The cap in the words of a charge."""
     unit = Unit.EXAM if charge.unit is Unit.EXAM else Unit.PATIENT
-    return Epsilon(value=cap.epsilon, delta=cap.delta, unit=unit, randomness=charge.randomness)
+    return Epsilon(
+        value=cap.epsilon,
+        delta=cap.delta,
+        unit=unit,
+        randomness=charge.randomness,
+        trust_model=trust,
+    )
 
 
 def _upper(histories: Sequence[History]) -> History:
@@ -663,7 +674,7 @@ def _by_study(book: Book) -> tuple[StudySpent, ...]:
     )
 
 
-def _epsilon(worst: History, book: Book, delta: float) -> Epsilon | None:
+def _epsilon(worst: History, book: Book, delta: float, trust: TrustModel) -> Epsilon | None:
     """With what is weakest in the whole ledger: exams, if a study hides no more; seeds, if used."""
     value = lifetime_epsilon(worst, delta=delta)
     if not math.isfinite(value):
@@ -676,4 +687,5 @@ def _epsilon(worst: History, book: Book, delta: float) -> Epsilon | None:
         delta=delta,
         unit=Unit.EXAM if exams else Unit.PATIENT,
         randomness=Randomness.SEEDED if seeded else Randomness.SECRET,
+        trust_model=trust,
     )

@@ -117,7 +117,13 @@ class LedgerShown:
         unit = Unit.EXAM if study.unit is Unit.EXAM else Unit.PATIENT
         if not math.isfinite(value):
             return None
-        return Epsilon(value=value, delta=self.budget.delta, unit=unit, randomness=study.randomness)
+        return Epsilon(
+            value=value,
+            delta=self.budget.delta,
+            unit=unit,
+            randomness=study.randomness,
+            trust_model=self.spent.trust_model,
+        )
 
     def _like_spent(self, value: float) -> Epsilon:
         kind = self.spent.epsilon
@@ -126,6 +132,7 @@ class LedgerShown:
             delta=self.budget.delta,
             unit=kind.unit if kind else Unit.PATIENT,
             randomness=kind.randomness if kind else Randomness.SECRET,
+            trust_model=self.spent.trust_model,
         )
 
 

@@ -42,7 +42,7 @@ from client.policy import (
 )
 from client.predict import predict_cohort, score
 from client.receipts import Asked, Receipts, Refused, Sent, SentArray, to_journal
-from client.state import make_private, state_folder, write_private
+from client.state import make_private, state_folder, trust_model, write_private
 from client.statement import make_statement, sign
 from client.training import check_study_engine, privacy_plan, train_round
 from common.chain import Head
@@ -70,7 +70,7 @@ from common.models import (
     weights_sha256,
 )
 from common.privacy.accounting import epsilon_spent
-from common.privacy.epsilon import Epsilon, Randomness, TrustModel, Unit
+from common.privacy.epsilon import Epsilon, Randomness, Unit
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RoundSecret
 from common.signing import Verify, read_verify_key
@@ -90,7 +90,6 @@ class Site:
     outbox: Outbox
     receipts: Receipts
     verify: Verify | None  # whose instructions these are; None in a simulation
-    trust_model: TrustModel
 
     def answer(self, content: RecordDict, kind: str) -> RecordDict:
         """What leaves for a message of this kind; whatever it raises, the edge makes a code of."""
@@ -329,7 +328,7 @@ class Site:
             delta=plan.delta,
             unit=Unit.PATIENT if plan.unit is Unit.IMAGE else plan.unit,
             randomness=taken.randomness,
-            trust_model=self.trust_model,
+            trust_model=trust_model(self.settings.state),
         )
 
     def _state(self, content: RecordDict) -> RecordDict:
@@ -411,12 +410,11 @@ def _rounded(
     return short(leaving, wire, secret.stream("wire"))
 
 
-def open_site(settings: SiteSettings, *, trust_model: TrustModel = TrustModel.LOCAL) -> Site:
+def open_site(settings: SiteSettings) -> Site:
     """A site's records, made where they aren't there yet.
 
     Args:
         settings: site.yaml.
-        trust_model: who has to be trusted for what the site states: whose code it is, too.
 
     Raises:
         BadInput: site.yaml names no state folder, or a key in it is not as it should be.
@@ -433,7 +431,6 @@ def open_site(settings: SiteSettings, *, trust_model: TrustModel = TrustModel.LO
         # A simulated hospital has no business in the machine's journal.
         receipts=Receipts(path, keys.receipts, to_journal if link else lambda _head: None),
         verify=None if link is None else read_verify_key(link.coordinator),
-        trust_model=trust_model,
     )
 
 

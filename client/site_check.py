@@ -34,7 +34,7 @@ from client.outbox import MOST_BYTES
 from client.policy import check_cohort, check_size
 from client.receipts import Receipts
 from client.receipts_table import verify_receipts
-from client.state import lock_state, write_private
+from client.state import lock_state, trust_model, write_private
 from client.steward import show
 from common.config import SiteSettings, Study, load_site, parse
 from common.data.readers import build_reader, patient_name
@@ -650,6 +650,7 @@ def _cap(site: SiteSettings) -> Epsilon:
         delta=site.budget.delta,
         unit=Unit.PATIENT,
         randomness=Randomness.SECRET if secret else Randomness.SEEDED,
+        trust_model=trust_model(site.state),
     )
 
 

@@ -1,4 +1,7 @@
-"""A site's state folder: its owner's alone, files whole or not there, one process at a time."""
+"""A site's state folder: its owner's alone, files whole or not there, one process at a time.
+
+It also remembers whether code that came with a study has ever worked on it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from pathlib import Path
 
 from common.config import SiteSettings
 from common.errors import BadInput
+from common.privacy.epsilon import TrustModel
 
 _AT_ONCE = 2**26  # bytes
+_SENT_CODE = "sent-code"
 
 
 def state_folder(site: SiteSettings) -> Path:
@@ -41,6 +46,18 @@ def make_private(folder: Path) -> Path:
             "site.yaml, or mend its permissions."
         ) from None
     return folder
+
+
+def note_sent_code(state: Path) -> None:
+    """Remember for ever that the code at work on `state` was sent here with a study."""
+    if trust_model(state) is TrustModel.LOCAL:
+        write_private(state / _SENT_CODE, [])
+
+
+def trust_model(state: Path | None) -> TrustModel:
+    """Who has to be trusted for what a site's records say, whoever writes them today."""
+    sent = state is not None and (state / _SENT_CODE).exists()
+    return TrustModel.SENT if sent else TrustModel.LOCAL
 
 
 def write_private(path: Path, pieces: Iterable[bytes | memoryview]) -> None:

@@ -13,6 +13,7 @@ from client.budget import Lasting, lasting
 from client.keys import read_keys
 from client.ledger import FILE, Ledger
 from client.policy import Objection, objections
+from client.state import trust_model
 from common.catalogue import CATALOGUE
 from common.config import SiteSettings, Study
 from common.errors import BadInput, RefusalCode, RunFailed
@@ -171,6 +172,7 @@ def _target(study: Study, site: SiteSettings) -> Epsilon | None:
         delta=asked.target_delta,
         unit=Unit(asked.unit),
         randomness=Randomness.SECRET if secret else Randomness.SEEDED,
+        trust_model=trust_model(site.state),
     )
 
 
@@ -182,7 +184,8 @@ def _over_folds(study: Study, one: Epsilon | None) -> Epsilon | None:
     from client.training import privacy_plan  # torch, and opacus when it is called: seconds
 
     plan = privacy_plan(study, declared=1)  # epsilon doesn't depend on the number
-    return plan.epsilon_after((folds - 1) * study.training.rounds, randomness=one.randomness)
+    rounds = (folds - 1) * study.training.rounds
+    return plan.epsilon_after(rounds, randomness=one.randomness, trust_model=one.trust_model)
 
 
 def _lasting(study: Study, site: SiteSettings) -> Lasting | None:
@@ -210,7 +213,9 @@ def _of_patient(study: Study, one: Epsilon | None) -> str | None:
 
     plan = privacy_plan(study, declared=1)
     rounds = study.training.rounds * max(1, (study.data.folds or 1) - 1)
-    found = plan.patient_epsilon_after(rounds, randomness=one.randomness)
+    found = plan.patient_epsilon_after(
+        rounds, randomness=one.randomness, trust_model=one.trust_model
+    )
     return "more than any bound says" if found is None else str(found)
 
 

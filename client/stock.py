@@ -15,10 +15,9 @@ from pathlib import Path
 from flwr.app import Context
 
 from client.site import Site, open_site
-from client.state import lock_state, state_folder
+from client.state import lock_state, note_sent_code, state_folder
 from common.config import load_site
 from common.errors import BadInput
-from common.privacy.epsilon import TrustModel
 
 _SIMULATED = "partition-id"  # Flower's simulation says this of each node
 
@@ -47,8 +46,10 @@ def open_stock_site(context: Context) -> Iterator[Site]:
             "asks for instructions that the coordinator has signed, and here nobody signs them. "
             "Remove link to agree to that, or join by fedward site run."
         )
-    with lock_state(state_folder(settings)):
-        yield open_site(settings, trust_model=TrustModel.SENT)
+    state = state_folder(settings)
+    with lock_state(state):
+        note_sent_code(state)
+        yield open_site(settings)
 
 
 def _file(context: Context) -> str:

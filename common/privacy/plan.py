@@ -46,7 +46,13 @@ class PrivacyPlan:
         images = self.images_per_patient if self.unit is Unit.IMAGE else 1
         return merge([one._replace(images=images) for one in self.history(rounds)])
 
-    def patient_epsilon_after(self, rounds: int, *, randomness: Randomness) -> Epsilon | None:
+    def patient_epsilon_after(
+        self,
+        rounds: int,
+        *,
+        randomness: Randomness,
+        trust_model: TrustModel = TrustModel.LOCAL,
+    ) -> Epsilon | None:
         """What `rounds` rounds really cost such a patient; None where no number is worth printing.
 
         The same as `epsilon_after` unless images are the unit.
@@ -55,7 +61,13 @@ class PrivacyPlan:
         unit = Unit.PATIENT if self.unit is Unit.IMAGE else self.unit
         if not math.isfinite(value):
             return None
-        return Epsilon(value=value, delta=self.delta, unit=unit, randomness=randomness)
+        return Epsilon(
+            value=value,
+            delta=self.delta,
+            unit=unit,
+            randomness=randomness,
+            trust_model=trust_model,
+        )
 
     def epsilon_after(
         self,

@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 import server.rounds
 import simulations
 from client.app import app as client_app
-from client.state import lock_state
+from client.state import lock_state, trust_model
 from client.stock import open_stock_site
 from common.config import load_federation, load_study, to_yaml
 from common.errors import REFUSAL_SENTENCES, BadInput, RefusalCode, RunFailed
@@ -241,7 +241,8 @@ def test_a_promise_says_whose_code_gives_it(sites: dict[str, Path]) -> None:
     """What a site states here holds only where the sender of its code is trusted."""
     context = Context(1, 7, {"site": str(sites["east"])}, RecordDict(), {})
     with open_stock_site(context) as site:
-        assert site.trust_model is TrustModel.SENT
+        assert trust_model(site.settings.state) is TrustModel.SENT
+    assert trust_model(site.settings.state) is TrustModel.SENT, "once sent code was here"
 
 
 def test_two_runs_never_share_a_run_directory(
