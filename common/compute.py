@@ -6,17 +6,19 @@ import ctypes
 import sys
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from common.errors import BadInput
 
 
 def settle() -> None:
-    """Make torch give the same bits every time.
+    """Make torch and numpy give the same bits every time.
 
     Five steps of a small network differ between one thread and two (facts), so a site always
     trains on one; parallelism is across sites.
     """
     torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")  # numpy's, which the privacy engine multiplies with
     torch.use_deterministic_algorithms(True)
     # Else torch writes NaN into all memory that it is about to write to, in every operation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch ships it untyped

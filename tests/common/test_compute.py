@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from common.compute import find_device, keep_freed_memory, settle
 from common.errors import BadInput
@@ -16,8 +17,10 @@ from common.errors import BadInput
 def test_settled_torch_is_repeatable() -> None:
     """One thread, deterministic algorithms."""
     torch.set_num_threads(2)
+    threadpool_limits(2)
     settle()
     assert torch.get_num_threads() == 1
+    assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
     assert torch.are_deterministic_algorithms_enabled()
 
 
