@@ -200,7 +200,8 @@ def watch(
 ) -> None:
     """Watch a study on the terminal, running or finished: rounds, sites, curves, privacy, faults.
 
-    Ends with the study, or by Ctrl-C, which stops nothing else.
+    Ends with the study, with exit code 1 once no process is at work on it, or by Ctrl-C, which
+    stops nothing else.
     """
     with _edge():
         from server.watch import watch as show
@@ -532,7 +533,7 @@ def site_run(site: SitePath) -> None:
 
         with shown(quiet=False):
             try:
-                run_site(load_site(site), client_app)
+                run_site(load_site(site), client_app, read=lambda: load_site(site))
             except KeyboardInterrupt:
                 typer.echo("Stopped. The same command goes on.", err=True)
 
