@@ -33,6 +33,11 @@ class Federation:
     receipts_keys: Mapping[str, str] = field(default_factory=dict)  # registered ones, hexadecimal
     approval_timeout_s: float = 0.0  # how long a round waits for stewards who haven't decided
 
+    @property
+    def run_dir(self) -> Path:
+        """Where the leg's folder lies."""
+        return self.out.parents[1] if self.fold else self.out
+
 
 def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[tuple[Message, int]]:
     """Replies with the nodes that were asked, as they arrive, until all are in or time is over."""

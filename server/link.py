@@ -77,6 +77,7 @@ from common.objects import MOST_CHUNK_BYTES, NO_MESSAGE, inflate_message
 from common.signing import Sign, read_signing_key
 from server.door import CALLS_AT_ONCE, Credentials, Door, Refused, Register, named, node_id
 from server.mailbox import Mailboxes, Posted, Upload, most_objects
+from server.presence import Waiting
 
 logger = logging.getLogger("fedward.link")
 
@@ -90,6 +91,7 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3)
 _MUCH_BYTES = 2**22  # of a reply, after which memory is worth tidying
 _MOST_DEPTH = 8  # message, records, record, array, chunk
 _SAY_MISSING_S = 60.0
+_NOT_YET = "has not called yet"
 _STOP_S = 10.0  # gRPC's own end, past its grace
 _MOST_CALL_S = 120.0  # the longest deadline of a call: so long it may hold its site's places
 
@@ -371,15 +373,25 @@ class LinkGrid(Grid):
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
         return replies
 
-    def wait_for_sites(self, minimum: int, *, timeout_s: float) -> None:
-        """Wait until so many sites have called.
+    def wait_for_sites(
+        self,
+        minimum: int,
+        *,
+        timeout_s: float,
+        tell: Callable[[Waiting], object] = lambda _: None,
+    ) -> None:
+        """Wait until so many sites have called; `tell` hears whom it waits for, at each change.
 
         Raises:
             RunFailed: too few have, in all that time; says who is missing.
         """
-        end, say = time.monotonic() + timeout_s, 0.0
+        end, say, until = time.monotonic() + timeout_s, 0.0, time.time() + timeout_s
+        known: set[str] | None = None
         while len(here := set(self._boxes.here()) & set(self.sites.values())) < minimum:
-            missing = ", ".join(sorted(set(self.sites.values()) - here))
+            away = sorted(set(self.sites.values()) - here)
+            missing = ", ".join(away)
+            if known != (known := here):
+                tell(Waiting(minimum - len(here), dict.fromkeys(away, _NOT_YET), until))
             if time.monotonic() > end:
                 raise RunFailed(
                     f"{len(here)} of the {minimum} sites that the study needs have called within "

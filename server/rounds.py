@@ -42,10 +42,12 @@ from server.checkpoint import (
     write_checkpoint,
 )
 from server.exchange import NOT_REACHABLE, Federation, refusal_of, replies
+from server.presence import Waiting, tell
 from server.statements import collect_statements
 
 logger = logging.getLogger("fedward.server")
 NO_REPLY = "no reply before the round's deadline"
+_UNDECIDED = "has not approved the study"
 _ASK_AGAIN_S = 10.0, 300.0  # at least and at most
 
 
@@ -123,9 +125,10 @@ def _askings(federation: Federation, outcome: _Round, spool: Spool) -> Iterator[
 
     A site whose steward hasn't decided may and, while stewards are waited for, one that is away.
     They are asked after 10 s, later after a third of all the waiting, which others' training is
-    no part of.
+    no part of. Who watches is told meanwhile.
     """
     said = ""
+    tell(federation.run_dir, None)  # whatever came before has ended
     yield federation.sites
     while True:
         undecided = [
@@ -139,9 +142,13 @@ def _askings(federation: Federation, outcome: _Round, spool: Spool) -> Iterator[
         left = federation.approval_timeout_s - outcome.waited_s
         is_waiting = undecided or outcome.waited_s
         if not (0 < missing <= len(may_join) and is_waiting and left > 0):
+            tell(federation.run_dir, None)
             return
         if undecided and said != (said := ", ".join(undecided)):
             logger.info("waiting for %s to approve the study", said)
+        why = outcome.left_out | dict.fromkeys(undecided, _UNDECIDED)
+        whom = {site: why[site] for site in sorted(may_join.values())}
+        tell(federation.run_dir, Waiting(missing, whom, until=time.time() + left))
         pause_s = min(float(np.clip(outcome.waited_s / 3, *_ASK_AGAIN_S)), left)
         time.sleep(pause_s)
         outcome.waited_s += pause_s

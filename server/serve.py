@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,6 +37,7 @@ from server.legs import (
     write_result,
 )
 from server.link import RUN_ID, LinkGrid, open_link
+from server.presence import at_work, tell
 
 logger = logging.getLogger("fedward.server")
 _ENGINE = "grpc"
@@ -80,39 +82,42 @@ def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
     check_folder(out, study)
     if result := ended(out):
         return result
-    legs = legs_of(study, out)
-    with (
-        open_link(federation_file, folder=out / REPLIES) as grid,
-        listening(found.health_port, grid.health),
-        _signals(
-            {
-                signal.SIGUSR1: lambda *_: grid.pause(),
-                signal.SIGUSR2: lambda *_: grid.go_on(),
-            }
-        ),
-    ):
-        keep_study(out, study)
-        for fold, folder in legs.items():
-            if not (folder / MODEL).is_file():
-                _train(grid, study, fold, folder, federation_file)
-        refused, late = grid.refused(), grid.late()
-    return write_result(
-        out,
-        study,
-        engine=_ENGINE,
-        keys=receipts_keys(found),
-        refused=refused,
-        late=late,
-        seconds=time.monotonic() - started,
-    )
+    with at_work(out):
+        legs = legs_of(study, out)
+        with (
+            open_link(federation_file, folder=out / REPLIES) as grid,
+            listening(found.health_port, grid.health),
+            _signals(
+                {
+                    signal.SIGUSR1: lambda *_: grid.pause(),
+                    signal.SIGUSR2: lambda *_: grid.go_on(),
+                }
+            ),
+        ):
+            keep_study(out, study)
+            for fold, folder in legs.items():
+                if not (folder / MODEL).is_file():
+                    _train(grid, study, fold, out, federation_file)
+            refused, late = grid.refused(), grid.late()
+        return write_result(
+            out,
+            study,
+            engine=_ENGINE,
+            keys=receipts_keys(found),
+            refused=refused,
+            late=late,
+            seconds=time.monotonic() - started,
+        )
 
 
-def _train(grid: LinkGrid, study: Study, fold: int, folder: Path, federation_file: Path) -> None:
+def _train(grid: LinkGrid, study: Study, fold: int, out: Path, federation_file: Path) -> None:
     """The rounds of one leg that are still to do, and its model."""
-    found = load_federation(federation_file)
+    found, folder = load_federation(federation_file), legs_of(study, out)[fold]
     folder.mkdir(parents=True, exist_ok=True)
     if has_rounds_left(folder, study):
-        grid.wait_for_sites(study.federation.min_sites, timeout_s=found.wait_for_sites_s)
+        grid.wait_for_sites(
+            study.federation.min_sites, timeout_s=found.wait_for_sites_s, tell=partial(tell, out)
+        )
     keys = receipts_keys(found)
     config: UserConfig = {
         "study": study.canonical(),

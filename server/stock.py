@@ -16,12 +16,10 @@ written to `nodes.json` of the run directory, where `client/stock.py` reads it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +33,6 @@ from common.models import study_model
 from server.door import public_pem
 from server.legs import (
     MODEL,
-    REPLIES,
     check_folder,
     check_sites,
     ended,
@@ -46,9 +43,11 @@ from server.legs import (
     write_model,
     write_result,
 )
+from server.presence import Waiting, at_work, tell
 
 logger = logging.getLogger("fedward.server")
 _LOOK_S = 1.0
+_NOT_ONLINE = "not online"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,8 @@ def run_stock(grid: Grid, config: UserConfig) -> None:
     check_folder(out, study)
     if ended(out):
         return
-    sites = (_simulated if config.get("site_files") else _registered)(grid, study, config)
-    with _alone(out):
+    with at_work(out):
+        sites = (_simulated if config.get("site_files") else _registered)(grid, study, config)
         _run(grid, study, sites, out, started)
 
 
@@ -117,41 +116,31 @@ def _run(grid: Grid, study: Study, sites: _Sites, out: Path, started: float) -> 
     logger.info("the model and its report are in %s", out)
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Work in a run directory as the only run that does; raises BadInput."""
-    (out / REPLIES).mkdir(exist_ok=True)
-    with (out / REPLIES / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(
-                f"run configuration: another run is at work in {out}. Wait until it has ended, or "
-                "end it with flwr stop."
-            ) from None
-        yield
-
-
 def _registered(grid: Grid, study: Study, config: UserConfig) -> _Sites:
     """Wait for all enrolled sites or, when the time is up, for as many as the study needs."""
-    file = _path(config, "federation")
+    file, out = _path(config, "federation"), _path(config, "out")
     found = load_federation(file)
     check_sites(study, found.enrolled, where=file.name)
+    keep_study(out, study)  # before the wait: it can be watched
     wanted = {public_pem(key): name for name, key in found.enrolled.items()}
     end, said = time.monotonic() + found.wait_for_sites_s, ""
+    until = time.time() + found.wait_for_sites_s
     while True:
         here = {
             node.node_id: wanted[node.public_key]
             for node in grid.get_nodes()
             if node.public_key in wanted
         }
-        missing = ", ".join(sorted(set(wanted.values()) - set(here.values())))
+        away = sorted(set(wanted.values()) - set(here.values()))
+        missing = ", ".join(away)
         if not missing or time.monotonic() > end:
             break
         if missing != said:
             logger.info("waiting for %s, at most %g s", missing, found.wait_for_sites_s)
+            tell(out, Waiting(len(away), dict.fromkeys(away, _NOT_ONLINE), until))
             said = missing
         time.sleep(_LOOK_S)
+    tell(out, None)
     if len(here) < study.federation.min_sites:
         raise RunFailed(
             f"{len(here)} of the {study.federation.min_sites} sites that the study needs are "

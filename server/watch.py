@@ -1,11 +1,12 @@
 """A terminal's view of a running or finished study: rounds, sites, curves, privacy, faults.
 
-It reads what the run directory holds anyway (study.yaml, history.jsonl, statements, result.json),
-of a simulation or of a server, and asks nobody.
+It reads what the run directory holds anyway (study.yaml, history.jsonl, statements, result.json,
+whom a process at work waits for), of a simulation or of a server, and asks nobody.
 """
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config import Study, load_study
-from common.errors import BadInput
+from common.errors import BadInput, RunFailed
 from common.statement import Statement, read_statement
 from server.checkpoint import read_history
+from server.presence import Waiting, is_at_work, told
 
 EVERY_S = 1.0
+RESTART_S = 90.0  # a service manager takes 60 s to start what has failed
 WIDTH = 24  # rounds that a curve shows
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -43,6 +46,8 @@ class View:
         closing: the last line, of the evaluation after them.
         statements: what sites have signed, by name.
         finished: whether the whole study has its result.
+        at_work: whether a process is at work on it.
+        waiting: whom that process waits for.
         silent_s: seconds since anything was written.
     """
 
@@ -52,11 +57,13 @@ class View:
     closing: Mapping[str, Any] | None
     statements: Mapping[str, Statement]
     finished: bool
+    at_work: bool
+    waiting: Waiting | None
     silent_s: float
 
 
 def watch(run_dir: Path, *, spent: Callable[[Study], Spent]) -> None:
-    """Show a study until it has ended; once, where nobody watches a terminal.
+    """Show a study until it has ended or stopped; once, where nobody watches a terminal.
 
     Args:
         run_dir: of `fedward simulate` or `fedward server`.
@@ -64,18 +71,27 @@ def watch(run_dir: Path, *, spent: Callable[[Study], Spent]) -> None:
 
     Raises:
         BadInput: no run is there.
+        RunFailed: no process is at work on it; on a terminal one may still be started.
     """
     view = read_view(run_dir)
     of_rounds = spent(view.study)
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         console.print(shown(view, of_rounds))
-        return
-    with Live(shown(view, of_rounds), console=console, auto_refresh=False) as live:
-        while not view.finished:
-            time.sleep(EVERY_S)
-            view = read_view(run_dir)
-            live.update(shown(view, of_rounds), refresh=True)
+    else:
+        with Live(shown(view, of_rounds), console=console, auto_refresh=False) as live:
+            left_s = RESTART_S
+            while not view.finished and left_s > 0:
+                time.sleep(EVERY_S)
+                view = read_view(run_dir)
+                live.update(shown(view, of_rounds), refresh=True)
+                left_s = RESTART_S if view.at_work else left_s - EVERY_S
+    if not (view.finished or view.at_work):
+        raise RunFailed(
+            "the study has not ended, and no process is at work on it. Start the same command "
+            f"again with --out {run_dir} (a simulation: also with --resume); it goes on where it "
+            "was."
+        )
 
 
 def read_view(run_dir: Path) -> View:
@@ -86,6 +102,7 @@ def read_view(run_dir: Path) -> View:
             f"{run_dir}: holds no run (no study.yaml); name the --out of a simulation or a server."
         )
     study = load_study(file)
+    at_work = is_at_work(run_dir)  # before: a process goes once its result is there
     folder, leg = _leg(run_dir, study)
     lines = read_history(folder / "history.jsonl")
     latest = max(path.stat().st_mtime for path in (file, *folder.glob("history.jsonl")))
@@ -96,6 +113,8 @@ def read_view(run_dir: Path) -> View:
         closing=next((line for line in lines if line.get("closing")), None),
         statements=_statements(folder / "sites", study),
         finished=(run_dir / "result.json").is_file(),
+        at_work=at_work,
+        waiting=told(run_dir) if at_work else None,
         silent_s=max(0.0, time.time() - latest),
     )
 
@@ -139,6 +158,10 @@ def _pace(view: View) -> str:
     left = view.study.training.rounds - len(view.rounds)
     if view.finished:
         return "finished; the numbers are in result.json"
+    if not view.at_work:
+        return "stopped: no process is at work on it"
+    if view.waiting:
+        return _waits(view.waiting)
     if not view.rounds:
         return f"waiting for the first round's end, for {_time(view.silent_s)} now"
     mean = sum(line["seconds"] for line in view.rounds) / len(view.rounds)
@@ -146,6 +169,14 @@ def _pace(view: View) -> str:
     if not left:
         return f"{_time(mean)} a round; {last}; what follows the rounds is at work"
     return f"{_time(mean)} a round, about {_time(mean * left)} to go; {last}"
+
+
+def _waits(waiting: Waiting) -> str:
+    """Whom the study waits for, why, and until when on this machine's clock."""
+    until = datetime.datetime.fromtimestamp(waiting.until)
+    whom = "a site" if waiting.missing == 1 else f"{waiting.missing} sites"
+    sites = [f"  {site}: {why}" for site, why in waiting.sites.items()]
+    return "\n".join([f"waiting for {whom}, until {until:%Y-%m-%d %H:%M}:", *sites])
 
 
 def _time(seconds: float) -> str:

@@ -22,6 +22,7 @@ from common.models import load, read_card, save, study_model, trained_part
 from common.report import write_report
 from server.app import app as server_app
 from server.checkpoint import last_checkpoint, read_history
+from server.presence import at_work
 from simulations.arms import FEDERATED, Arm, arms, train_arm
 from simulations.engines import ENGINES
 from simulations.events import befalling
@@ -70,36 +71,38 @@ def run(
     cohorts = open_cohorts(study, sites)
     compared = arms(study, tuple(cohorts)) if baselines else ()
     _check(study, cohorts, compared)
+    _check_budgets(study, sites)
     open_folder(out, study, cohorts)
-    parts = divided(study)
-    if parts is not None:
-        logger.info("the data are divided among simulated sites:\n%s", parts.table())
-        write_json(out / "partition.json", parts.as_json())
-    if study.privacy.enabled:
-        sentence = model_statement(study, sites)["sentence"]
-        logger.info("privacy after all rounds, in simulation: %s", sentence)
-        _warn_of_budgets(study, sites)
-    device = find_device(study.simulation.site_defaults.device)
-    for leg in legs(study, out):
-        _train_leg(study, leg, sites, cohorts, compared, engine=engine, device=device)
-    result = summarise(
-        study,
-        predictions={
-            name: _predictions(study, legs(study, out), path, cohorts, device)
-            for name, path in _models(compared).items()
-        },
-        histories=[read_history(leg.out / "history.jsonl") for leg in legs(study, out)],
-        cards=[read_card(leg.model) for leg in legs(study, out)],
-        cohorts=cohorts,
-        partition=parts,
-        data_label=data_label(sites),
-        engine=engine,
-        device=device,
-        seconds=time.monotonic() - started,
-    )
-    write_json(out / "result.json", result.as_json())
-    write_report(out / "report.html", report_input(result))
-    return result
+    with at_work(out):
+        parts = divided(study)
+        if parts is not None:
+            logger.info("the data are divided among simulated sites:\n%s", parts.table())
+            write_json(out / "partition.json", parts.as_json())
+        if study.privacy.enabled:
+            sentence = model_statement(study, sites)["sentence"]
+            logger.info("privacy after all rounds, in simulation: %s", sentence)
+            _warn_of_budgets(study, sites)
+        device = find_device(study.simulation.site_defaults.device)
+        for leg in legs(study, out):
+            _train_leg(study, leg, sites, cohorts, compared, engine=engine, device=device)
+        result = summarise(
+            study,
+            predictions={
+                name: _predictions(study, legs(study, out), path, cohorts, device)
+                for name, path in _models(compared).items()
+            },
+            histories=[read_history(leg.out / "history.jsonl") for leg in legs(study, out)],
+            cards=[read_card(leg.model) for leg in legs(study, out)],
+            cohorts=cohorts,
+            partition=parts,
+            data_label=data_label(sites),
+            engine=engine,
+            device=device,
+            seconds=time.monotonic() - started,
+        )
+        write_json(out / "result.json", result.as_json())
+        write_report(out / "report.html", report_input(result))
+        return result
 
 
 def open_cohorts(study: Study, sites: Mapping[str, SiteSettings]) -> dict[str, Cohort]:
@@ -127,6 +130,27 @@ def _check(study: Study, cohorts: Mapping[str, Cohort], compared: tuple[Arm, ...
             site_plan(study, cohort.site)
     for arm in compared:
         arm_statement(study, arm, {name: cohort.site for name, cohort in cohorts.items()})
+
+
+def _check_budgets(study: Study, sites: Mapping[str, SiteSettings]) -> None:
+    """Refuse a study in whose last round too few sites could still take part.
+
+    Each model of a cross-validation has ledgers of its own here, so each is counted by itself.
+    """
+    if not study.privacy.enabled:
+        return
+    one_model = study.model_copy(update={"data": study.data.model_copy(update={"folds": None})})
+    lasts = {
+        name: lasting(one_model, site, ledger=None, patients=None) for name, site in sites.items()
+    }
+    short = [name for name, found in lasts.items() if not found.whole]
+    if len(lasts) - len(short) < study.federation.min_sites:
+        raise BadInput(
+            f"the privacy budget of {', '.join(short)} ends before round {study.training.rounds}, "
+            f"the last one, which needs {study.federation.min_sites} of {len(lasts)} sites "
+            "(federation.min_sites); lower privacy.target_epsilon or raise "
+            "simulation.site_defaults.budget.epsilon."
+        )
 
 
 def _warn_of_budgets(study: Study, sites: Mapping[str, SiteSettings]) -> None:

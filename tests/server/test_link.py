@@ -60,6 +60,7 @@ from server import provision
 from server.door import LARGE_AT_ONCE, Refused, node_id
 from server.exchange import refusal_of
 from server.link import LinkGrid, _Bad, _flat, open_link
+from server.presence import Waiting
 
 SITES = {"alpha": "", "mallory": ""}
 NODE_ALPHA = 40_202_503_117_626_263  # must never change: sites are known by it
@@ -858,11 +859,16 @@ def test_a_silent_site_is_left_out_and_comes_back(
 
 
 def test_waiting_for_sites_says_who_is_missing(running: Running) -> None:
-    """The bound is kept, and the sentence names only those who haven't called."""
+    """The bound is kept; the sentence, and what a watcher is told, name only who hasn't called."""
+    told: list[Waiting] = []
+    began = time.time()
     with honest(running):
         running.grid.wait_for_sites(1, timeout_s=MOST_S)
         with pytest.raises(RunFailed, match=r"1 of the 2 .* missing: mallory\."):
-            running.grid.wait_for_sites(2, timeout_s=0.3)
+            running.grid.wait_for_sites(2, timeout_s=0.3, tell=told.append)
+    (waiting,) = told
+    assert (waiting.missing, waiting.sites) == (1, {"mallory": "has not called yet"})
+    assert 0 < waiting.until - began <= MOST_S
 
 
 def test_node_ids_stay() -> None:

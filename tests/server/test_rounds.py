@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.statement import sign
 from common.chain import Head
-from common.config import Study, Wire, parse
+from common.config import Study, Wire, load_study, parse
 from common.errors import REFUSAL_SENTENCES, RefusalCode, RunFailed
 from common.messages import (
     QUERY,
@@ -36,6 +36,8 @@ from common.statement import ReceiptsHead, Statement, read_statement
 from server import rounds
 from server.checkpoint import Checkpoint, last_checkpoint, read_history
 from server.exchange import Federation
+from server.legs import legs_of
+from server.presence import Waiting, tell, told
 from server.rounds import run_rounds
 
 SIZE = 3
@@ -330,9 +332,11 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stewards_are_waited_for(tmp_path: Path) -> None:
     """Asked again are those who may still join; the result is as if all had at once."""
     asked: list[int] = []
+    watched: list[Waiting | None] = []  # when west is asked
 
     def away_at_first(message: Message) -> Message:
         asked.append(13)
+        watched.append(told(tmp_path / "a"))
         return away(message) if asked.count(13) == 1 else honest(message)
 
     sites = {
@@ -341,13 +345,29 @@ def test_stewards_are_waited_for(tmp_path: Path) -> None:
         13: away_at_first,
     }
     wanted = study(min_sites=3, rounds=1)
+    began = time.time()
+    (tmp_path / "a").mkdir()
+    tell(tmp_path / "a", Waiting(9, {}, until=began + 1000))  # by a server that was killed
     found = run(tmp_path / "a", sites, wanted, approval_timeout_s=60)
+    assert watched[0] is watched[-1] is None
+    assert watched[1] is not None
+    assert watched[1].missing == 2
+    assert watched[1].sites == {"north": "has not approved the study", "west": "not reachable"}
+    assert 0 < watched[1].until - began - 60 < 30
     in_the_round = asked[:-3]  # the rest is the closing evaluation
     assert [in_the_round.count(node) for node in (11, 12, 13)] == [1, 4, 2]
     at_once = run(tmp_path / "b", dict.fromkeys(sites, honest), wanted)
     assert found.weights.tobytes() == at_once.weights.tobytes()
     (line, _) = read_history(tmp_path / "a" / "history.jsonl")
     assert (line["joined"], line["left_out"]) == (["east", "north", "west"], {})
+
+
+@pytest.mark.parametrize("folds", ["null", "2"])
+def test_a_legs_run_directory_is_that_of_all(tmp_path: Path, tiny: Path, folds: str) -> None:
+    """Whom a fold waits for is told where the run is watched."""
+    wanted = load_study(tiny / "study.yaml", [f"data.folds={folds}"])
+    for fold, out in legs_of(wanted, tmp_path).items():
+        assert Federation(wanted, fold, {}, Layout((), ()), out).run_dir == tmp_path
 
 
 @pytest.mark.usefixtures("_at_once")

@@ -14,10 +14,12 @@ import pytest
 from common.config import load_federation, load_study, to_yaml
 from common.errors import BadInput, RunFailed
 from common.models import pack, study_model
+from server import presence
 from server import serve as serving
 from server.checkpoint import Checkpoint, append_history, write_checkpoint
 from server.link import LinkGrid
 from server.serve import serve
+from server.watch import View, read_view
 
 Enrol = Callable[..., Path]
 
@@ -68,6 +70,32 @@ def test_a_study_that_nobody_joins_ends_and_can_go_on(
     for _ in range(2):
         with pytest.raises(RunFailed, match=r"missing: a, b\."):
             serve(study, federation, out=tmp_path / "run")
+
+
+def test_who_watches_sees_whom_a_server_waits_for(
+    tiny: Path, tmp_path: Path, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first moment, and until it gives up; it alone works in the run directory."""
+    federation = enrol(tmp_path / "federation", {"a": "", "b": ""}, wait_for_sites_s=60)
+    study, out = load_study(tiny / "study.yaml"), tmp_path / "run"
+    seen: list[View] = []
+
+    def tell(run_dir: Path, waiting: presence.Waiting) -> None:
+        presence.tell(run_dir, waiting)
+        seen.append(read_view(out))
+        with pytest.raises(BadInput, match="another process is at work"):
+            serve(study, federation, out=out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serving, "tell", tell)
+    with pytest.raises(KeyboardInterrupt):
+        serve(study, federation, out=out)
+    (view,) = seen
+    assert view.waiting is not None
+    assert view.waiting.sites == dict.fromkeys("ab", "has not called yet")
+    assert view.waiting.missing == study.federation.min_sites
+    assert not read_view(out).at_work
+    assert read_view(out).waiting is None
 
 
 def test_nothing_is_begun_where_nobody_can_be_heard(

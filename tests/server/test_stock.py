@@ -25,7 +25,8 @@ from server.app import app
 from server.checkpoint import read_history
 from server.door import public_pem
 from server.federation import revoke
-from server.stock import _alone
+from server.presence import Waiting, at_work
+from server.watch import read_view
 from simulations.engines.inline import InlineGrid
 from simulations.trial import make_trial
 
@@ -196,18 +197,32 @@ def test_a_site_that_is_not_online_is_waited_for(
     sites: dict[str, Path],
     config: dict[str, str],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     wanted: int,
 ) -> None:
-    """After the time given the run goes on with enough of the sites, or ends in words."""
+    """After the time given the run goes on with enough of the sites, or ends in words.
+
+    Meanwhile whoever watches is told.
+    """
     Path(config["study"]).write_text(
         Path(config["study"]).read_text() + f"federation: {{min_sites: {wanted}}}"
     )
     caplog.set_level("INFO", logger="fedward.server")
+    said: list[Waiting | None] = []
+
+    def tell(run_dir: Path, waiting: Waiting | None) -> None:
+        assert read_view(run_dir).at_work
+        said.append(waiting)
+
+    monkeypatch.setattr(server.stock, "tell", tell)
     nodes = {node: said for node, said in supernodes(sites).items() if node != 9}
     expectation = pytest.raises(RunFailed, match=r"2 of the 3 sites.*missing: west")
     with expectation if wanted == 3 else nullcontext():
         flwr_run(config, nodes)
     assert "waiting for west" in caplog.text
+    waiting, over = said
+    assert waiting is not None
+    assert (waiting.missing, waiting.sites, over) == (1, {"west": "not online"}, None)
     assert (Path(config["out"]) / "result.json").is_file() == (wanted == 2)
 
 
@@ -251,8 +266,8 @@ def test_two_runs_never_share_a_run_directory(
     """The second is told so at once; it writes nothing, and the first isn't disturbed."""
     Path(config["out"]).mkdir()
     with (
-        _alone(Path(config["out"])),
-        pytest.raises(BadInput, match="another run is at work"),
+        at_work(Path(config["out"])),
+        pytest.raises(BadInput, match="another process is at work"),
     ):
         flwr_run(config, supernodes(sites))
     assert not list(Path(config["out"]).glob("*.json*"))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from common.errors import BadInput
+from common.errors import BadInput, RunFailed
 from server import watch as module
+from server.presence import Waiting, at_work, tell
 from server.watch import curve, read_view, shown, watch
 
 
@@ -27,6 +31,22 @@ def text_of(run: Path, *, width: int = 120) -> str:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of a finished run, to be changed."""
     return shutil.copytree(finished / "run", tmp_path / "run")
+
+
+@pytest.fixture
+def at_it(run: Path) -> Iterator[None]:
+    """A process is at work on the run."""
+    with at_work(run):
+        yield
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A terminal, where time flies; what it waited is written down."""
+    waited: list[float] = []
+    monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
+    monkeypatch.setattr(module.time, "sleep", waited.append)
+    return waited
 
 
 def cut(run: Path, rounds: int) -> None:
@@ -53,6 +73,7 @@ def test_a_finished_run_is_whole(run: Path) -> None:
     assert "spent in" not in said
 
 
+@pytest.mark.usefixtures("at_it")
 def test_a_run_at_work_says_how_far_it_is(run: Path) -> None:
     """Rounds done, what is left, and what it cost so far; half a line does no harm."""
     cut(run, 1)
@@ -65,6 +86,7 @@ def test_a_run_at_work_says_how_far_it_is(run: Path) -> None:
     assert "finished" not in said
 
 
+@pytest.mark.usefixtures("at_it")
 def test_a_run_that_just_began_says_so(run: Path) -> None:
     """No round, no site, no division by zero."""
     cut(run, 0)
@@ -89,6 +111,24 @@ def test_who_was_left_out_is_told_with_why_and_when(run: Path) -> None:
     assert "not released" in rows["far"]
 
 
+def test_who_is_waited_for_is_told_with_why_and_until_when(run: Path) -> None:
+    """A line a site, while a process at work waits; afterwards, or once it is gone, none."""
+    cut(run, 1)
+    noon = time.mktime((2099, 7, 4, 12, 0, 0, 0, 0, -1))
+    why = {"north": "has not approved the study", "west": "not reachable"}
+    tell(run, Waiting(2, why, until=noon))
+    with at_work(run):
+        lines = [line.rstrip() for line in text_of(run).splitlines()]
+        at = lines.index("waiting for 2 sites, until 2099-07-04 12:00:")
+        assert lines[at + 1 : at + 3] == [f"  {site}: {reason}" for site, reason in why.items()]
+        tell(run, Waiting(1, why, until=time.time() - 1))
+        assert "waiting" not in text_of(run)
+        tell(run, Waiting(1, why, until=noon))
+        assert "waiting for a site, until" in text_of(run)
+    assert "waiting" not in text_of(run)
+    assert "stopped: no process is at work on it" in text_of(run)
+
+
 def test_folds_show_the_one_at_work(run: Path) -> None:
     """With folds the last that has begun is shown, and which it is."""
     cut(run, 1)
@@ -101,33 +141,72 @@ def test_folds_show_the_one_at_work(run: Path) -> None:
 
 
 def test_watching_ends_with_the_study(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    terminal: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On a terminal the view follows the files, until the result is there."""
     result = (run / "result.json").read_text()
     cut(run, 1)
-    waited: list[float] = []
 
     def sleep(seconds: float) -> None:
-        waited.append(seconds)
-        assert len(waited) < 5
-        if len(waited) == 3:
+        terminal.append(seconds)
+        assert len(terminal) < 5
+        if len(terminal) == 3:
             (run / "result.json").write_text(result)
 
     monkeypatch.setattr(module.time, "sleep", sleep)
-    monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
     watch(run, spent=lambda _study: str)
-    assert len(waited) == 3
+    assert len(terminal) == 3
     assert "finished" in capsys.readouterr().out
+
+
+def test_watching_ends_where_nobody_is_at_work(
+    run: Path, terminal: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that ended or was killed is said at once; after a while, what to do about it."""
+    cut(run, 1)
+    with pytest.raises(RunFailed, match=f"Start the same command again with --out {run} "):
+        watch(run, spent=lambda _study: str)
+    assert sum(terminal) == module.RESTART_S
+    assert "stopped: no process is at work on it" in capsys.readouterr().out
+
+
+def test_a_server_that_is_started_again_is_watched_on(
+    run: Path, terminal: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that a service manager takes is no end; each time that it stops counts anew."""
+    result = (run / "result.json").read_text()
+    cut(run, 1)
+    servers = contextlib.ExitStack()
+
+    def sleep(seconds: float) -> None:
+        terminal.append(seconds)
+        if sum(terminal) in (80, 170):
+            servers.enter_context(at_work(run))
+        if sum(terminal) == 90:
+            servers.close()
+        if sum(terminal) == 300:
+            (run / "result.json").write_text(result)
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    with servers:
+        watch(run, spent=lambda _study: str)
+    assert sum(terminal) == 300
 
 
 def test_without_a_terminal_it_is_shown_once(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a file or a pipe there is one view, of a run at work too."""
+    """In a file or a pipe there is one view; of a run at work, too, and of one that stopped."""
     cut(run, 1)
     monkeypatch.setattr(module.time, "sleep", lambda _: pytest.fail("waited"))
-    watch(run, spent=lambda _study: str)
+    with at_work(run):
+        watch(run, spent=lambda _study: str)
+    assert capsys.readouterr().out.count("round 1 of 2") == 1
+    with pytest.raises(RunFailed, match="no process is at work"):
+        watch(run, spent=lambda _study: str)
     assert capsys.readouterr().out.count("round 1 of 2") == 1
 
 

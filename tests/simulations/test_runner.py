@@ -17,6 +17,7 @@ from common.config import load_study
 from common.errors import BadInput, RunFailed
 from common.metrics import Predictions
 from server import rounds
+from server.presence import is_at_work
 from simulations import arms, runner
 from simulations.result import RunResult
 from simulations.sites import simulated_sites
@@ -172,6 +173,7 @@ def test_baselines_can_be_added_later(tiny: Path) -> None:
             "east has no training patients in fold",
         ),
         ([PRIVATE, "simulation.sites.east.declared_patients=20000"], {}, "delta"),
+        ([PRIVATE, "simulation.site_defaults.budget={epsilon: 1}"], {}, "ends before round"),
         # Each site alone could have this delta; their data together can't.
         ([PRIVATE, "simulation.site_defaults.declared_patients=4000"], {}, "12000 declared"),
     ],
@@ -184,6 +186,24 @@ def test_what_can_not_work_is_refused_before_anything_is_written(
         run(tiny, "a", *changes, **how)
     assert expected in str(refused.value)
     assert not (tiny / "a").exists()
+
+
+def test_a_run_is_alone_in_its_folder_and_seen_to_be_at_work(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another start in the same folder is refused; once a run was interrupted, nobody works."""
+    study, out = load_study(tiny / "study.yaml"), tiny / "run"
+
+    def interrupted(*_given: object, **_more: object) -> None:
+        assert is_at_work(out)
+        with pytest.raises(BadInput, match="another process is at work"):
+            simulations.run(study, out=out, baselines=False, resume=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_train_leg", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        simulations.run(study, out=out, baselines=False)
+    assert not is_at_work(out)
 
 
 def test_no_baselines_no_delta_of_all_together(tiny: Path) -> None:
