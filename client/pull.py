@@ -471,7 +471,7 @@ def _read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
                 if any(cells)
             ]
     except (UnicodeDecodeError, csv.Error):
-        raise BadInput(f"{table}: is no CSV in UTF-8; export it again as CSV.") from None
+        raise BadInput(f"{table}: is no CSV in UTF-8; export it again as one.") from None
     missing = [name for name in ("path", "patient") if name not in names]  # all others may change
     if missing:
         raise BadInput(

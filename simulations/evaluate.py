@@ -366,6 +366,7 @@ def _privacy(scored: Sequence[Scored]) -> PrivacyStatement:
         adjacency=str(privacy.get("adjacency", "none")),
         trust_model=str(privacy.get("trust_model", "none")),
         randomness=str(privacy.get("randomness", "none")),
+        together="",  # of one model
         not_covered=_not_covered(units),
     )
 

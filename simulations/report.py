@@ -102,6 +102,7 @@ def report_input(result: RunResult) -> ReportInput:
             adjacency=privacy["adjacency"] or "none",
             trust_model=privacy["trust_model"] or "none",
             randomness="the study's seed (simulation)",
+            together=_together(result),
             not_covered=tuple(privacy["not_covered"]),
         ),
         partition=result.partition.table() if result.partition else "",
@@ -146,14 +147,19 @@ def _privacy_lines(result: RunResult) -> list[str]:
         "",
         format_table(("site", "epsilon", "rounds joined"), rows),
     ]
-    together = next(iter(result.sites.values()))["all_folds_statement"]
-    if together:
-        lines.append(
-            f"That is for the model of one fold; a hospital that took part in the cross-validation "
-            f"as a whole would have spent epsilon {rounded_up(together['epsilon'])} (same "
-            "conditions)."
-        )
-    return lines
+    together = _together(result)
+    return [*lines, together] if together else lines
+
+
+def _together(result: RunResult) -> str:
+    """What a whole cross-validation costs, of which the sites' epsilons count one model alone."""
+    spent = next(iter(result.sites.values()))["all_folds_statement"]
+    if not spent:
+        return ""
+    return (
+        "That is for the model of one fold; a hospital that took part in the cross-validation as a "
+        f"whole would have spent epsilon {rounded_up(spent['epsilon'])} (same conditions)."
+    )
 
 
 def _rounds(joined: int | list[int]) -> int:

@@ -202,7 +202,7 @@ def _read_lines(
             f"{table}: can't be read ({error.strerror}); name a manifest.csv that exists."
         ) from None
     except (UnicodeDecodeError, csv.Error):
-        raise BadData(f"{table.name}: is no CSV in UTF-8; export it again as CSV.") from None
+        raise BadData(f"{table.name}: is no CSV in UTF-8; export it again as one.") from None
 
 
 def _places(

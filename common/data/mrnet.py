@@ -209,7 +209,7 @@ def _read_labels(path: Path, problems: list[str]) -> dict[str, int]:
     except OSError as fault:
         problems.append(f"{path.name}: can't be read ({fault.strerror}); mend its permissions")
     except (UnicodeDecodeError, csv.Error):
-        problems.append(f"{path.name}: is no CSV in UTF-8; export it again as CSV")
+        problems.append(f"{path.name}: is no CSV in UTF-8; export it again as one")
     else:
         if not line_of and not any(problem.startswith(path.name) for problem in problems):
             problems.append(f"{path.name}: is empty; expected a line `id,label` for each exam")

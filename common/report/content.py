@@ -46,6 +46,7 @@ class PrivacyStatement:
     adjacency: str
     trust_model: str
     randomness: str  # where sampling and noise came from
+    together: str  # what the models of all folds cost together, in a sentence; "" without folds
     not_covered: tuple[str, ...]
 
 

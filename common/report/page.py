@@ -151,7 +151,8 @@ def _summary(result: ReportInput) -> str:
             ]
             sentences.append(f"Lowest and highest by site: {ends[0]}; {ends[1]}.")
     sentences += [_comparison_sentence(each) for each in result.comparisons[:2]]
-    sentences.append(f"Privacy: {result.privacy.guarantee}")
+    trained = "trained with differential privacy; guarantee: " if result.privacy.enabled else ""
+    sentences.append(f"Privacy: {trained}{result.privacy.guarantee}")
     return f'<div class="summary">{paragraphs(sentences)}</div>'
 
 
@@ -327,7 +328,9 @@ def _sites(result: ReportInput) -> str:
     # No epsilon without what it means, even where only this table is read.
     terms = "; ".join(f"{name} {text}" for name, text in _privacy_terms(result))
     return table(Table(header, rows, ()), "What each site brought and spent") + paragraphs(
-        [f"These epsilons hold with: {terms}."] if result.privacy.enabled else []
+        [f"These epsilons hold with: {terms}.", result.privacy.together]
+        if result.privacy.enabled
+        else []
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 
 from common.config import load_study
 from common.models import read_card
+from common.report import render_report
 from server.checkpoint import read_history
-from simulations.report import text
+from simulations.report import report_input, text
 
 
 @pytest.fixture
@@ -125,6 +127,21 @@ def test_the_printed_table_says_that_there_is_no_privacy(tiny: Path, no_report: 
     printed = text(simulations.run(study, out=tiny / "private", baselines=False))
     for expected in ("Epsilon per patient", "delta 1e-05", "add/remove", "none (seeded)", "local"):
         assert expected in printed
+
+
+def test_a_cross_validation_says_what_all_its_models_cost(tiny: Path, no_report: None) -> None:
+    """Beside each site's epsilon, which is of one fold's model, on the page as on the terminal."""
+    import simulations
+
+    changes = ["training.rounds=1", "data.folds=3", "privacy.enabled=true"]
+    changes += ["privacy.target_epsilon=4"]
+    result = simulations.run(
+        load_study(tiny / "study.yaml", changes), out=tiny / "run", baselines=False
+    )
+    said = report_input(result).privacy.together
+    assert "as a whole would have spent epsilon" in said
+    assert said in text(result)
+    assert said in unescape(render_report(report_input(result)))
 
 
 def _tensors(path: Path) -> Any:

@@ -171,7 +171,7 @@ def test_all_problems_come_together_up_to_a_number(tmp_path: Path) -> None:
         (b"path,patient,site,label\n\n", "expected at least one image below the header"),
         (b'path,patient,site,label\n"a"b,c\n', "is no CSV in UTF-8"),
         (b'path,patient,site,label\n"a,b,c\n', "is no CSV in UTF-8"),
-        (b"path,patient,site,label\n\xff\xfe", "is no CSV in UTF-8"),
+        (b"path,patient,site,label\n\xff\xfe", "is no CSV in UTF-8; export it again as one"),
         (b"path,patient,site,label\n" + b"x" * 200_000, "is no CSV in UTF-8"),
         (bytes(range(256)) * 9, "is no CSV in UTF-8"),
     ],

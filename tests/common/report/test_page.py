@@ -53,6 +53,7 @@ def report_input(**changed: Any) -> ReportInput:
             adjacency="add or remove one patient",
             trust_model="local",
             randomness="seeded for testing",
+            together="All folds together cost epsilon 19.1.",
             not_covered=("validation metrics",),
         ),
         "partition": "site   patients\nnorth  46",
@@ -233,7 +234,7 @@ def test_summary_says_in_words_what_was_found() -> None:
     short = Page(html[html.index("In short") : html.index("<h2>Results")]).text
     assert "federated reaches a macro AUROC of 0.838 (95 % interval 0.772 to 0.891)" in short
     assert "-0.033 (95 % interval -0.051 to -0.010): below zero" in short
-    assert "Privacy: none (seeded)" in short
+    assert "Privacy: trained with differential privacy; guarantee: none (seeded)" in short
 
 
 @pytest.mark.parametrize("label", ["phantom", "scaled phantom"])
