@@ -14,7 +14,7 @@ from client.check.found import counted
 from client.keys import RECEIPTS_CHAIN, open_keys, read_keys
 from client.ledger import FILE, Ledger, Spent, StudySpent, WholeStudy, open_ledger
 from client.receipts import Receipts
-from client.state import state_folder
+from client.state import lock_state, state_folder
 from common.chain import Head
 from common.config import Budget, SiteSettings, Study
 from common.data.readers import build_reader
@@ -86,7 +86,7 @@ class LedgerShown:
         if spent.studies:
             header = ("study", "unit", "rounds", "steps", "sigma / C", "q", "alone")
             said += ["", format_table(header, [self._line(study) for study in spent.studies])]
-        numbers = [_shown(spent.epsilon), rounded_up(self.budget.epsilon), _down(self.left)]
+        numbers = [_shown(spent.epsilon), rounded_up(self.budget.epsilon), rounded_down(self.left)]
         said += ["", format_table(("spent", "cap", "left"), [numbers]), ""]
         said.append(
             "spent: epsilon of the worst-off patient over all studies (less than their sum); "
@@ -185,21 +185,22 @@ def restore(
         The ledger's new head.
 
     Raises:
-        BadInput: a study trains without privacy, what it says of the site isn't so, or a head is
-            none; LedgerDamaged, LedgerUnwritable; ReceiptsDamaged.
+        BadInput: a study trains without privacy, what it says of the site isn't so, a head is
+            none, or the site is running; LedgerDamaged, LedgerUnwritable; ReceiptsDamaged.
     """
     lost = {_head(text) for text in receipts_heads}
     whole = [whole_study(study, site) for study in studies]
     state = state_folder(site)
     keys = open_keys(state)
-    receipts = Receipts(state / RECEIPTS_CHAIN, keys.receipts)
-    ledger = open_ledger(state, key=keys.ledger)
-    lost |= set(_known(ledger.receipts_head))
-    receipts.check_end()  # before anything is charged: it could not be written down
-    # The charge first: whoever is stopped between the two is refused, and charged once more.
-    head = ledger.restore(whole, lost=_known(receipts.ledger_head))
-    receipts.restore(lost, ledger=head, now=now)
-    return head
+    with lock_state(state):
+        receipts = Receipts(state / RECEIPTS_CHAIN, keys.receipts)
+        ledger = open_ledger(state, key=keys.ledger)
+        lost |= set(_known(ledger.receipts_head))
+        receipts.check_end()  # before anything is charged: it could not be written down
+        # The charge first: whoever is stopped between the two is refused, and charged once more.
+        head = ledger.restore(whole, lost=_known(receipts.ledger_head))
+        receipts.restore(lost, ledger=head, now=now)
+        return head
 
 
 def whole_study(study: Study, site: SiteSettings) -> WholeStudy:
@@ -261,7 +262,7 @@ def _shown(epsilon: Epsilon | None) -> str:
     return _UNBOUNDED if epsilon is None else rounded_up(epsilon.value)
 
 
-def _down(epsilon: Epsilon | None) -> str:
+def rounded_down(epsilon: Epsilon | None) -> str:
     """What is left, never more than it is."""
     if epsilon is None:
         return "0"

@@ -467,6 +467,8 @@ def _ledger(site: SiteSettings, state: Path | None, keys: SiteKeys | None) -> It
             "private round is refused: raise `budget.epsilon`, or take no further part.",
         )
         return
+    less = float(ledger_commands.rounded_down(left))  # an epsilon is shown rounded up
+    left = dataclasses.replace(left, value=less)
     yield _ok("ledger", f"it is whole; spent: {spent}; left: {left}.")
     if shown.spent.unsettled:
         yield _attention(
@@ -563,10 +565,25 @@ def _cohort(study: Study, site: SiteSettings) -> tuple[set[str], list[Finding]]:
         more = f" ... and {len(others)} more" if others else ""
         return set(), [_mend("study", f"its reader refuses the site's data: {first}{more}")]
     objecting = tuple(patient_name(study.data, name) for name in site.exclude)
-    kept = site.model_copy(update={"exclude": objecting})
-    patients = {one.patient for one in found if keeps(kept, one.patient, one.site or "")}
+    everybody = site.model_copy(update={"exclude": ()})
+    own = {one.patient for one in found if keeps(everybody, one.patient, one.site or "")}
+    patients = own.difference(objecting)
     said = f"its reader finds {counted(len(patients), study.unit)} of this site."
-    return patients, [_ok("study", said), *_enough(len(patients), site)]
+    return patients, [
+        _ok("study", said),
+        *_objections(set(objecting) - own),
+        *_enough(len(patients), site),
+    ]
+
+
+def _objections(unknown: set[str]) -> Iterator[Finding]:
+    """Whoever objects must be found to be left out; nobody is named."""
+    if unknown:
+        yield _attention(
+            "study",
+            f"{counted(len(unknown), 'patient')} in `exclude` can't be found in the data: one who "
+            "is spelt otherwise there is trained on. Write each as the data do.",
+        )
 
 
 def _decision(study: Study, site: SiteSettings, state: Path | None) -> Iterator[Finding]:

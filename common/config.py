@@ -45,7 +45,8 @@ SITE_NAME_RULE = "1 to 64 letters, digits, _, . or -, beginning with a letter or
 _DEVICE = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 _CLASS_NAME = r"^\S(.*\S)?$"
 _SHA256 = r"^[0-9a-f]{64}$"
-_ADDRESS = r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+_PORT = r"([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_ADDRESS = rf"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):{_PORT}$"
 _NODE_KEY = r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+( .*)?$"
 
 

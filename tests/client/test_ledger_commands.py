@@ -17,6 +17,7 @@ from client.keys import RECEIPTS_CHAIN, open_keys
 from client.ledger import Ledger, Request, WholeStudy, open_ledger
 from client.ledger_commands import whole_study
 from client.receipts import Asked, Receipts, Sent
+from client.state import lock_state
 from common.chain import Head
 from common.config import Budget, load_site, load_study
 from common.errors import BadInput
@@ -321,3 +322,13 @@ def test_noise_without_a_bound_is_shown_as_such(site: Path, ledger: Ledger) -> N
     assert "no bound" in says("show", site).stdout
     found = json.loads(says("show", site, "--json").stdout)
     assert (found["spent"], found["left"]) == (None, None)
+
+
+def test_nothing_is_restored_while_the_site_runs(site: Path, ledger: Ledger) -> None:
+    """What it charges can't be taken back, so the site must have been stopped."""
+    before = ledger.verify(None)
+    with lock_state(ledger.path.parent):
+        refused = says("restore", site)
+    assert refused.exit_code == 2
+    assert "stop it first" in refused.stderr
+    assert ledger.verify(None) == before

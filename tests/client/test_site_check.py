@@ -17,7 +17,7 @@ from flwr.app import RecordDict
 from typer.testing import CliRunner
 
 import fedward
-from client import training
+from client import ledger_commands, training
 from client.approval import admit, approve, withdraw
 from client.keys import RECEIPTS_CHAIN, open_keys
 from client.ledger import FILE, open_ledger
@@ -363,6 +363,9 @@ def test_what_is_spent_and_left_is_said_with_every_condition(home: Path) -> None
     assert said.count("add/remove one patient, local:") == 2
     assert "spent: epsilon" in said
     assert "left: epsilon" in said
+    shown = ledger_commands.show(load_site(home / "site.yaml"))
+    assert shown.left is not None
+    assert float(said.split("left: epsilon ")[1].split()[0]) <= shown.left.value
     assert [one.level for one in result.findings if one.about in ("ledger", "receipts")] == [
         Level.OK
     ] * 2
@@ -426,8 +429,14 @@ def test_weights_that_are_too_large_are_said(home: Path) -> None:
 def test_whoever_objects_is_not_counted(home: Path) -> None:
     """The study's reader counts the site's own patients without those who object."""
     more("exclude: [north-1, west-1]")(home)
-    said = [one.sentence for one in checked(home, study_of(home)).findings if one.about == "study"]
+    result = checked(home, study_of(home))
+    said = [one.sentence for one in result.findings if one.about == "study"]
     assert "its reader finds 7 patients of this site." in said
+    (unknown,) = (said for about, said in found(result, Level.ATTENTION) if "`exclude`" in said)
+    assert "1 patient in `exclude` can't be found" in unknown
+    assert "west-1" not in unknown
+    (home / "site.yaml").write_text(SITE + "exclude: [north-1]\n")
+    assert "can't be found" not in checked(home, study_of(home)).text()
 
 
 def test_what_was_decided_on_the_study_is_said(home: Path) -> None:

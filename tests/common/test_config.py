@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from common.config import (
     IldData,
     Intensity,
+    Link,
     Release,
     SimulatedSite,
     SiteSettings,
@@ -535,3 +537,10 @@ def test_shares_of_the_split() -> None:
     assert folds.train_share == pytest.approx(0.8)
     single = parse(Study, with_key("data.test_share", 0.3), where="x").data
     assert single.split_shares == pytest.approx((0.3, 0.7))
+
+
+@pytest.mark.parametrize("port", [1, 9092, 65_535, 65_536])
+def test_a_port_is_one_that_exists(port: int) -> None:
+    """Of a larger number only the lower bits would count: another port."""
+    with nullcontext() if port < 2**16 else pytest.raises(BadInput, match="host:port"):
+        parse(Link, {"server": f"fl.example.org:{port}"}, where="link")
