@@ -1,4 +1,4 @@
-"""`fedward site check`: is a site ready to join? It looks, says what to do, and sends nothing.
+"""`fedward site check`: is a site ready to join? It looks, says what to do, and sends no data.
 
 Nothing is made or changed, but for a file in the state folder that is removed at once. What is
 found stays at the site.
@@ -97,7 +97,10 @@ class SiteChecked:
         levels = [one.level for one in self.findings]
         mend, look = levels.count(Level.MEND), levels.count(Level.ATTENTION)
         verdict = f"{counted(mend, 'thing')} must be mended" if mend else "Nothing must be mended"
-        lines += ["", f"{verdict}; {look} for your attention. Nothing was sent or changed."]
+        lines += [
+            "",
+            f"{verdict}; {look} for your attention. Nothing was changed, and none of the data was sent.",
+        ]
         return printable("\n".join(lines))
 
 

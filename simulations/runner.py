@@ -155,14 +155,16 @@ def _check_budgets(study: Study, sites: Mapping[str, SiteSettings]) -> None:
 
 def _warn_of_budgets(study: Study, sites: Mapping[str, SiteSettings]) -> None:
     """A simulated site gives the rounds that its budget allows; a real one wouldn't begin."""
+    here = ", though here each fold has a ledger of its own" if study.data.folds else ""
     for name, site in sites.items():
         lasts = lasting(study, site, ledger=None, patients=None)
         if not lasts.whole:
             logger.warning(
-                "site %s: its budget %s; a hospital refuses such a study at its "
+                "site %s: its budget %s%s; a hospital refuses such a study at its "
                 "start, unless its policy.whole_studies is optional",
                 name,
                 lasts,
+                here,
             )
 
 
