@@ -97,10 +97,7 @@ class SiteChecked:
         levels = [one.level for one in self.findings]
         mend, look = levels.count(Level.MEND), levels.count(Level.ATTENTION)
         verdict = f"{counted(mend, 'thing')} must be mended" if mend else "Nothing must be mended"
-        lines += [
-            "",
-            f"{verdict}; {look} for your attention. Nothing was changed, and none of the data was sent.",
-        ]
+        lines += ["", f"{verdict}; {look} for your attention. Nothing was changed, no data sent."]
         return printable("\n".join(lines))
 
 
