@@ -533,7 +533,7 @@ def site_run(site: SitePath) -> None:
 
         with shown(quiet=False):
             try:
-                run_site(load_site(site), client_app, read=lambda: load_site(site))
+                run_site(load_site(site), client_app)
             except KeyboardInterrupt:
                 typer.echo("Stopped. The same command goes on.", err=True)
 

@@ -315,17 +315,13 @@ class Connection:
             return self._headers
 
 
-def run_site(
-    site: SiteSettings, app: ClientApp, *, read: Callable[[], SiteSettings] | None = None
-) -> None:
+def run_site(site: SiteSettings, app: ClientApp) -> None:
     """Serve the federation until the process is stopped.
 
     Args:
         site: site.yaml; the app gets it as JSON under `site` of its node configuration.
         app: answers each message, one at a time; under `refuse` it gets the code with which it is
-            to refuse a message that was not fetched, or that nobody's settings allow.
-        read: site.yaml as it is at each message, so that what the site no longer allows ends
-            there; its name, state and link stay. Without it, `site` holds throughout.
+            to refuse a message that was not fetched.
 
     Raises:
         BadInput: the link's files are missing or wrong, the certificate has expired, or another
@@ -342,7 +338,7 @@ def run_site(
         node_key = open_keys(state).node
         credentials = channel_credentials(link, node_key)
         traffic = Traffic()
-        worker = _Worker(site, app, traffic, read or (lambda: site))
+        worker = _Worker(site, app, traffic)
         silence_s = _CALL_S + 2 * link.heartbeat_s
         with listening(link.health_port, lambda: traffic.health(silence_s=silence_s)):
             pauses, said = _Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
@@ -364,18 +360,12 @@ def run_site(
 class _Worker:
     """Answers messages; keeps a reply until the server has it or no longer wants it."""
 
-    def __init__(
-        self,
-        site: SiteSettings,
-        app: ClientApp,
-        traffic: Traffic,
-        read: Callable[[], SiteSettings],
-    ) -> None:
+    def __init__(self, site: SiteSettings, app: ClientApp, traffic: Traffic) -> None:
         self.node = 0
         self._traffic = traffic
         self._app = app
-        self._site = site
-        self._read = read
+        self._site = site.model_dump_json()
+        self._most_bytes = site.policy.max_message_mb * 1e6
         self._reply: Message | None = None
         self._last = ""  # id of the message that was answered last
 
@@ -417,11 +407,6 @@ class _Worker:
             self._traffic.unwanted += 1
         self._reply = None
 
-    def _now(self) -> SiteSettings:
-        """What the site allows now; who it is, its records and its link are those of the start."""
-        began = {name: getattr(self._site, name) for name in ("name", "state", "link")}
-        return self._read().model_copy(update=began)
-
     def _count(self, kind: str) -> None:
         self._traffic.asked[kind if kind in _KINDS else "other"] += 1
         if self._reply is not None and self._reply.has_error():
@@ -435,18 +420,11 @@ class _Worker:
         refusal gets its receipt there.
         """
         speak_for(self.node, run_id=message.metadata.run_id)
-        config: UserConfig = {}
+        config: UserConfig = {"site": self._site}
         try:
-            self._site = self._now()
-        except BadInput as error:  # what is allowed now, nobody can tell
-            logger.error("%s", error)
-            config["refuse"] = RefusalCode.INTERNAL.value
-        config["site"] = self._site.model_dump_json()
-        most_bytes = self._site.policy.max_message_mb * 1e6
-        try:
-            if _least_bytes(tree) > most_bytes:
+            if _least_bytes(tree) > self._most_bytes:
                 raise _TooLarge
-            message = connection.fetch(message, tree, most_bytes=most_bytes)
+            message = connection.fetch(message, tree, most_bytes=self._most_bytes)
         except _TooLarge:
             config["refuse"] = RefusalCode.TOO_LARGE.value
         except ValueError:

@@ -80,9 +80,9 @@ def serve(study: Study, federation_file: Path, *, out: Path) -> dict[str, Any]:
     check_sites(study, found.enrolled, where=federation_file.name)
     study_model(study)  # an unknown model is refused before anybody waits
     check_folder(out, study)
-    if result := ended(out):
-        return result
     with at_work(out):
+        if result := ended(out):
+            return result
         legs = legs_of(study, out)
         with (
             open_link(federation_file, folder=out / REPLIES) as grid,

@@ -88,9 +88,9 @@ def watch(run_dir: Path, *, spent: Callable[[Study], Spent]) -> None:
                 left_s = RESTART_S if view.at_work else left_s - EVERY_S
     if not (view.finished or view.at_work):
         raise RunFailed(
-            "the study has not ended, and no process is at work on it. Start the same command "
-            f"again with --out {run_dir} (a simulation: also with --resume); it goes on where it "
-            "was."
+            "the study has not ended, and no process of this machine is at work on it. Start the "
+            f"same command again with --out {run_dir} (a simulation: also with --resume), unless it "
+            "runs on another machine; it goes on where it was."
         )
 
 
@@ -159,7 +159,7 @@ def _pace(view: View) -> str:
     if view.finished:
         return "finished; the numbers are in result.json"
     if not view.at_work:
-        return "stopped: no process is at work on it"
+        return "stopped: no process of this machine is at work on it"
     if view.waiting:
         return _waits(view.waiting)
     if not view.rounds:

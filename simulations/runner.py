@@ -140,16 +140,19 @@ def _check_budgets(study: Study, sites: Mapping[str, SiteSettings]) -> None:
     if not study.privacy.enabled:
         return
     one_model = study.model_copy(update={"data": study.data.model_copy(update={"folds": None})})
-    lasts = {
-        name: lasting(one_model, site, ledger=None, patients=None) for name, site in sites.items()
-    }
-    short = [name for name, found in lasts.items() if not found.whole]
-    if len(lasts) - len(short) < study.federation.min_sites:
+    rounds = study.training.rounds
+    short = []
+    for name, site in sites.items():
+        absent = {one for one in study.simulation.site(name).absent_rounds if one <= rounds}
+        lasts = lasting(one_model, site, ledger=None, patients=None)
+        if lasts.rounds_left < rounds - len(absent):
+            short.append(name)
+    if len(sites) - len(short) < study.federation.min_sites:
         raise BadInput(
-            f"the privacy budget of {', '.join(short)} ends before round {study.training.rounds}, "
-            f"the last one, which needs {study.federation.min_sites} of {len(lasts)} sites "
-            "(federation.min_sites); lower privacy.target_epsilon or raise "
-            "simulation.site_defaults.budget.epsilon."
+            f"the privacy budget of {', '.join(short)} ends before round {rounds}, "
+            f"the last one, which needs {study.federation.min_sites} of {len(sites)} sites "
+            "(federation.min_sites); lower privacy.target_epsilon or raise the sites' "
+            "budget.epsilon, and privacy.lifetime_epsilon where it is lower."
         )
 
 

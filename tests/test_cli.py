@@ -625,19 +625,3 @@ def test_a_site_joins_by_the_command_line(tmp_path: Path, monkeypatch: pytest.Mo
     refused = fedward_says("federation", "sign", "federation.yaml", "alpha/enrolment.pem")
     assert refused.exit_code == 2
     assert "was revoked" in refused.stderr
-
-
-def test_a_site_runs_by_the_site_yaml_of_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What `site run` is to read at each message is the file itself, whatever it was at first."""
-    path, found = tmp_path / "site.yaml", []
-    path.write_text("name: alpha\n")
-
-    def run(site: Any, _app: object, *, read: Callable[[], Any]) -> None:
-        path.write_text("name: alpha\nexclude: [p7]\n")
-        found.extend([site.exclude, read().exclude])
-
-    monkeypatch.setattr("client.link.run_site", run)
-    assert fedward_says("site", "run", path).exit_code == 0
-    assert [list(excluded) for excluded in found] == [[], ["p7"]]

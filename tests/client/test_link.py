@@ -60,19 +60,16 @@ def settings(federation: Path) -> SiteSettings:
 
 
 @contextmanager
-def serving(
-    site: SiteSettings, answer: Answer, *, read: Callable[[], SiteSettings] | None = None
-) -> Iterator[None]:
+def serving(site: SiteSettings, answer: Answer) -> Iterator[None]:
     """A site process, as a thread that ends with the block."""
     app, stop, call = ClientApp(), threading.Event(), Connection._call
-    now = read or (lambda: site)
 
     @app.train()
     def on_train(message: Message, context: Context) -> Message:
+        assert SiteSettings.model_validate_json(str(context.node_config["site"])) == site
         if "refuse" in context.node_config:
             code = RefusalCode(str(context.node_config["refuse"]))
             return Message(encode_refusal(code), reply_to=message)
-        assert SiteSettings.model_validate_json(str(context.node_config["site"])) == now()
         return Message(answer(message), reply_to=message)
 
     def call_or_end(self: Connection, name: str, request: Any, **more: float) -> Any:
@@ -82,7 +79,7 @@ def serving(
 
     def run() -> None:
         with suppress(SystemExit):
-            run_site(site, app, read=now)
+            run_site(site, app)
 
     thread = threading.Thread(target=run, daemon=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -361,34 +358,6 @@ def test_pauses_grow_up_to_a_bound() -> None:
     assert all(0.79 * e <= t <= 1.21 * e for t, e in zip(taken, expected, strict=True))
     pauses.reset()
     assert pauses.take() < 1.21
-
-
-def test_the_site_yaml_of_now_decides(
-    federation: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What is changed in site.yaml holds from the next message on; while it can't be read, no."""
-    site = settings(federation)
-    path = federation.parent / "alpha" / "site.yaml"
-    agreed = path.read_text()
-
-    def code() -> RefusalCode | None:
-        reply = ask(grid)
-        return decode_refusal(reply.error) if reply.has_error() else None
-
-    with (
-        serving(site, doubled, read=lambda: load_site(path)),
-        open_link(federation, folder=tmp_path / "replies") as grid,
-    ):
-        assert code() is None
-        path.write_text(agreed + "exclude: [p7]\n")
-        assert code() is None  # with the settings of now, as `serving` asserts
-        path.write_text(agreed + "policy:\n- half written\n")
-        assert code() is RefusalCode.INTERNAL
-        assert "site.yaml: `policy`" in caplog.text
-        path.write_text(agreed + "policy: {max_message_mb: 0.00001}\n")
-        assert code() is RefusalCode.TOO_LARGE
-        path.write_text(agreed)
-        assert code() is None
 
 
 def test_one_process_a_site(federation: Path) -> None:

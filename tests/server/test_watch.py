@@ -126,7 +126,7 @@ def test_who_is_waited_for_is_told_with_why_and_until_when(run: Path) -> None:
         tell(run, Waiting(1, why, until=noon))
         assert "waiting for a site, until" in text_of(run)
     assert "waiting" not in text_of(run)
-    assert "stopped: no process is at work on it" in text_of(run)
+    assert "stopped: no process of this machine is at work on it" in text_of(run)
 
 
 def test_folds_show_the_one_at_work(run: Path) -> None:
@@ -170,7 +170,7 @@ def test_watching_ends_where_nobody_is_at_work(
     with pytest.raises(RunFailed, match=f"Start the same command again with --out {run} "):
         watch(run, spent=lambda _study: str)
     assert sum(terminal) == module.RESTART_S
-    assert "stopped: no process is at work on it" in capsys.readouterr().out
+    assert "stopped: no process of this machine is at work on it" in capsys.readouterr().out
 
 
 def test_a_server_that_is_started_again_is_watched_on(
@@ -205,7 +205,7 @@ def test_without_a_terminal_it_is_shown_once(
     with at_work(run):
         watch(run, spent=lambda _study: str)
     assert capsys.readouterr().out.count("round 1 of 2") == 1
-    with pytest.raises(RunFailed, match="no process is at work"):
+    with pytest.raises(RunFailed, match="no process of this machine is at work"):
         watch(run, spent=lambda _study: str)
     assert capsys.readouterr().out.count("round 1 of 2") == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from flwr.app import Message
 
 import client.site
 import simulations
+from client.budget import Lasting
 from client.cohort import Cohort, Examples, open_cohort
 from common.config import load_study
 from common.errors import BadInput, RunFailed
@@ -186,6 +188,22 @@ def test_what_can_not_work_is_refused_before_anything_is_written(
         run(tiny, "a", *changes, **how)
     assert expected in str(refused.value)
     assert not (tiny / "a").exists()
+
+
+@pytest.mark.parametrize("absent", [(), (2, 9)])
+def test_a_site_pays_for_no_round_that_it_is_absent_from(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, absent: tuple[int, ...]
+) -> None:
+    """A budget for all rounds but those is enough."""
+    changes = [
+        PRIVATE,
+        "training.rounds=3",
+        f"simulation.site_defaults.absent_rounds={list(absent)}",
+    ]
+    study = load_study(tiny / "study.yaml", changes)
+    monkeypatch.setattr(runner, "lasting", lambda *_, **__: Lasting(2, 3, begun=False, after=9.0))
+    with nullcontext() if absent else pytest.raises(BadInput, match="ends before round 3"):
+        runner._check_budgets(study, simulated_sites(study))
 
 
 def test_a_run_is_alone_in_its_folder_and_seen_to_be_at_work(
