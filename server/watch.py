@@ -89,8 +89,8 @@ def watch(run_dir: Path, *, spent: Callable[[Study], Spent]) -> None:
     if not (view.finished or view.at_work):
         raise RunFailed(
             "the study has not ended, and no process of this machine is at work on it. Start the "
-            f"same command again with --out {run_dir} (a simulation: also with --resume), unless it "
-            "runs on another machine; it goes on where it was."
+            f"same command again with --out {run_dir} (a simulation: also with --resume), unless "
+            "it runs on another machine; it goes on where it was."
         )
 
 
