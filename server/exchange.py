@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.config import Study
@@ -19,14 +18,7 @@ from common.models import Layout
 
 _POLL_S = 0.02, 1.0  # at least and at most; between them, a hundredth of what it has waited
 NOT_REACHABLE = "not reachable"
-_ABSENT = {
-    UNREACHABLE: NOT_REACHABLE,
-    REVOKED: "revoked by the coordinator",
-    # Flower's own server says so of a site that doesn't come for its message or doesn't answer.
-    ErrorCode.MESSAGE_UNAVAILABLE: NOT_REACHABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: NOT_REACHABLE,
-    ErrorCode.NODE_UNAVAILABLE: NOT_REACHABLE,
-}
+_ABSENT = {UNREACHABLE: NOT_REACHABLE, REVOKED: "revoked by the coordinator"}
 
 
 @dataclass(frozen=True, slots=True)

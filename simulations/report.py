@@ -153,7 +153,7 @@ def _privacy_lines(result: RunResult) -> list[str]:
 
 def _together(result: RunResult) -> str:
     """What a whole cross-validation costs, of which the sites' epsilons count one model alone."""
-    spent = next(iter(result.sites.values()))["all_folds_statement"]
+    spent = next((site["all_folds_statement"] for site in result.sites.values()), None)
     if not spent:
         return ""
     return (
