@@ -425,7 +425,7 @@ def _gram(rows: Tensor) -> Tensor:
     """Rows (u, R, F) -> their products with one another (u, R, R), in float64.
 
     Only the diagonal and what is above it is filled for sure. By numpy on a CPU: of so few rows its
-    BLAS makes the product in about half of torch's time.
+    BLAS makes the product faster than torch's, which wants them as columns.
     """
     if rows.device.type != "cpu":
         wide = rows.double()
