@@ -14,7 +14,8 @@ without a backward pass of its own, and the cheaper one is taken layer by layer:
   arXiv:2009.03106), and the clipped sum is one product over the
   rows of all units, each multiplied by its unit's factor.
 
-All other parameters are small: each image's gradient is written down, and that is kept, too.
+The bias of a booked layer is one more column of W. All other parameters are small: each image's
+gradient is written down, and that is kept, too.
 
 What is kept is what is added, so its norm is right however it came about. Gram matrices only know
 what should be added: where a unit's rows nearly cancel, rounding is all that remains of a float32
@@ -25,11 +26,12 @@ and its W is made by itself.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -173,7 +175,7 @@ def _layer_norm(call: Call, gradients: Tensor) -> Gradients:
     """The same with one mean and std a token."""
     layer, (mean, rstd) = call.layer, _moments(call)
     shape = (len(gradients), -1, *layer.normalized_shape)
-    at_weight = torch.addcmul(-mean * rstd, call.inputs, rstd).mul_(gradients)
+    at_weight = (call.inputs - mean).mul_(rstd).mul_(gradients)
     small = {layer.weight: at_weight.reshape(shape).sum(1)}
     if layer.bias is not None:
         small[layer.bias] = gradients.reshape(shape).sum(1)
@@ -239,32 +241,59 @@ class BookKeeper:
         with torch.no_grad():
             return _clipped(self._parts(booked, list(sizes)), list(sizes), max_grad_norm)
 
-    def _parts(self, booked: list[Use], sizes: list[int]) -> list[_Kept | _Booked]:
+    def _parts(self, calls: list[Use], sizes: list[int]) -> list[_Kept | _Booked]:
+        uses: dict[nn.Module, list[Use]] = {}
+        for call, gradients in calls:
+            uses.setdefault(call.layer, []).append(_used(call, gradients))
         small: Gradients = {}
-        products: dict[nn.Module, list[Use]] = {}
-        for call, gradients in booked:
-            for p, rows in RULES[type(call.layer)].small(call, gradients).items():
-                if p.requires_grad:
-                    by_image = _added(rows.reshape(sum(sizes), -1, p.numel()))
-                    small[p] = small[p] + by_image if p in small else by_image
-            weight = call.layer.weight if RULES[type(call.layer)].inputs else None
-            if weight is not None and weight.requires_grad and weight not in small:
-                products.setdefault(call.layer, []).append((call, gradients))
-        parts: list[_Kept | _Booked] = [_written_down(small, sizes)] if small else []
-        return parts + [self._product(layer, uses, sizes) for layer, uses in products.items()]
+        parts: list[_Kept | _Booked] = []
+        for layer, of_layer in uses.items():
+            if _has_product(layer) and _is_cheaper_booked(layer, of_layer, len(sizes)):
+                parts.append(_booked(layer, of_layer, sizes))
+                continue
+            for call, gradients in of_layer:
+                for p, rows in RULES[type(layer)].small(call, gradients).items():
+                    if p.requires_grad:
+                        by_image = _added(rows.reshape(sum(sizes), -1, p.numel()))
+                        small[p] = small[p] + by_image if p in small else by_image
+            if _has_product(layer):
+                parts.append(_kept(layer, of_layer, sizes, room=self._room_for(layer, len(sizes))))
+        return [_written_down(small, sizes), *parts] if small else parts
 
-    def _product(self, layer: Any, uses: list[Use], sizes: list[int]) -> _Kept | _Booked:
-        """The gradients of a layer's weight, in the cheaper of the two ways."""
-        width = len(layer.weight)  # P
-        depth = layer.weight.numel() // width  # D
-        rows = sum(gradients.numel() for _, gradients in uses) / width / len(sizes)  # R
-        if (rows + _ROW_COST) * rows * (width + depth) < _KEPT_COST * width * depth:
-            return _booked(layer, uses, sizes)
+    def _room_for(self, layer: Any, units: int) -> Tensor:
         room = self._room.get(layer.weight)
-        if room is None or len(room) < len(sizes):
-            room = layer.weight.new_empty(len(sizes), layer.weight.numel())
+        if room is None or len(room) < units:
+            room = layer.weight.new_empty(units, layer.weight.numel())
             self._room[layer.weight] = room
-        return _kept(layer, uses, sizes, room=room[: len(sizes)])
+        return room[:units]
+
+
+def _used(call: Call, gradients: Tensor) -> Use:
+    """Of a Linear's tokens those at which some image has a gradient.
+
+    Of a transformer's last block only the class token is read. The others go if they add 0 to every
+    image, and 0 times infinity isn't 0: an image with such a token adds nothing (`_clipped`), and
+    must not add something when nobody else has a gradient there.
+    """
+    has_tokens = type(call.layer) is nn.Linear and gradients.ndim == 3
+    if not has_tokens or gradients[:, -1, 0].any() or not call.inputs.sum().isfinite():
+        return call, gradients
+    used = gradients.abs().sum((0, 2)) != 0
+    used[0] = True  # at least one is left
+    return replace(call, inputs=call.inputs[:, used]), gradients[:, used]
+
+
+def _has_product(layer: Any) -> bool:
+    """Whether the layer's weight is trained, and its gradient a product of rows."""
+    grouped = getattr(layer, "groups", 1) > 1
+    return bool(RULES[type(layer)].inputs and layer.weight.requires_grad and not grouped)
+
+
+def _is_cheaper_booked(layer: Any, uses: list[Use], units: int) -> bool:
+    width: int = len(layer.weight)  # P
+    depth: int = layer.weight.numel() // width  # D
+    rows = sum(gradients.numel() for _, gradients in uses) / width / units  # R
+    return (rows + _ROW_COST) * rows * (width + depth) < _KEPT_COST * width * depth
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -336,66 +365,83 @@ def _kept(layer: Any, uses: list[Use], sizes: list[int], *, room: Tensor) -> _Ke
     assert rule.inputs is not None
     numbers = sum(call.inputs.numel() for call, _ in uses) * layer.weight[0, 0].numel()
     squares = []
+    # A tall product is made faster than a broad one; to turn a kernel back would cost more.
+    turned = layer.weight.ndim == 2 and layer.weight.shape[1] > width
+    shape = layer.weight.shape[::-1] if turned else (width, -1)
     for run in _runs(sizes, max(1, _AT_ONCE * len(sizes) // max(numbers, room.numel()))):
-        made = run.of(room).view(run.units, width, -1)
+        made = run.of(room).view(run.units, *shape)
         for number, (call, gradients) in enumerate(uses):
             a = rule.inputs(layer, run.rows(call.inputs, images))
             g = rule.outputs(run.rows(gradients, images))
             a, g = (rows.reshape(run.units, -1, rows.shape[2]) for rows in (a, g))  # (u, R, .)
+            left, right = (a, g) if turned else (g, a)
             if number == 0:
-                torch.bmm(g.mT, a, out=made)
+                torch.bmm(left.mT, right, out=made)
             else:
-                made.baddbmm_(g.mT, a)
+                made.baddbmm_(left.mT, right)
         squares.append(squared_norms(run.of(room)))
 
     def shaped(total: Tensor) -> Gradients:
-        return {layer.weight: rule.weight(layer, total.view(width, -1))}
+        product = total.view(shape)
+        return {layer.weight: rule.weight(layer, product.T if turned else product)}
 
     return _Kept(room, torch.cat(squares), shaped)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Booked:
-    """Gradients of a layer's weight that are only known by their rows."""
+    """Gradients of a layer's weight, and of its bias, that are only known by their rows."""
 
     layer: Any
+    bias: nn.Parameter | None  # if it is trained
     rows: list[tuple[Tensor, Tensor]]  # a (k B, T, D) and g (k B, T, P) of each call
     sizes: list[int]
     squares: Tensor  # (U,) float64, of the units' norms
     lengths: Tensor  # (U,) float64, sum_r |g_r| |a_r|: what the norm is at most
 
-    def sum(self, of_image: Tensor, left_out: Tensor | None) -> Tensor:
-        """sum_u factor_u W_u.
+    def sum(self, of_image: Tensor, left_out: Tensor | None) -> Gradients:
+        """sum_u factor_u W_u, and so of the bias.
 
         Args:
             of_image: each image's factor, its unit's (B, 1, 1).
             left_out: where that is 0, if it is anywhere: whatever those rows are, they don't count.
         """
-        total: Tensor | None = None
+        sums: Gradients = {}
         for a, g in self.rows:
             a, g = (rows.reshape(len(of_image), -1, rows.shape[2]) for rows in (a, g))
             if left_out is not None:  # 0 times infinity isn't 0
                 a, g = a.masked_fill(left_out, 0), g.masked_fill(left_out, 0)
+            if self.bias is not None:
+                of_row = of_image.expand(-1, g.shape[1], 1).flatten()
+                _add(sums, self.bias, of_row @ g.flatten(0, 1))
             a, g = (a * of_image, g) if a.shape[2] < g.shape[2] else (a, g * of_image)
-            product = g.flatten(0, 1).T @ a.flatten(0, 1)
-            total = product if total is None else total.add_(product)
-        assert total is not None
-        return RULES[type(self.layer)].weight(self.layer, total)
+            _add(sums, self.layer.weight, g.flatten(0, 1).T @ a.flatten(0, 1))
+        return self._shaped(sums)
 
-    def of_unit(self, unit: int) -> Tensor:
-        """W_u, by itself."""
+    def of_unit(self, unit: int) -> Gradients:
+        """W_u and the bias', by themselves."""
         (run,) = (run for run in _runs(self.sizes, 1) if run.first == unit)
         a, g = (
             torch.cat([run.rows(rows[i], sum(self.sizes)).flatten(0, 1) for rows in self.rows])
             for i in (0, 1)
         )
-        return RULES[type(self.layer)].weight(self.layer, g.T @ a)
+        alone = {self.layer.weight: g.T @ a}
+        return self._shaped(alone | ({} if self.bias is None else {self.bias: g.sum(0)}))
+
+    def _shaped(self, gradients: Gradients) -> Gradients:
+        weight = self.layer.weight
+        return gradients | {weight: RULES[type(self.layer)].weight(self.layer, gradients[weight])}
+
+
+def _add(sums: Gradients, p: nn.Parameter, gradient: Tensor) -> None:
+    sums[p] = sums[p].add_(gradient) if p in sums else gradient
 
 
 def _booked(layer: Any, uses: list[Use], sizes: list[int]) -> _Booked:
     """Norms by Gram matrices."""
     rule, images = RULES[type(layer)], sum(sizes)
     assert rule.inputs is not None
+    bias = layer.bias if layer.bias is not None and layer.bias.requires_grad else None
     rows = [(rule.inputs(layer, call.inputs), rule.outputs(g)) for call, g in uses]
     found = []
     for run in _runs(sizes, len(sizes)):
@@ -403,35 +449,46 @@ def _booked(layer: Any, uses: list[Use], sizes: list[int]) -> _Booked:
             _joined([run.rows(t, images).reshape(run.units, -1, t.shape[2]) for t in side], 1)
             for side in zip(*rows, strict=True)
         )  # (u, R, D), (u, R, P)
-        found.append(_by_gram(a, g))
+        found.append(_by_gram(a, g, bias=bias is not None))
     squares, lengths = (_joined(list(each), 0) for each in zip(*found, strict=True))
-    return _Booked(layer, rows, sizes, squares, lengths)
+    return _Booked(layer, bias, rows, sizes, squares, lengths)
 
 
-def _by_gram(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def _by_gram(a: Tensor, g: Tensor, *, bias: bool) -> tuple[Tensor, Tensor]:
     """Squares of norms and lengths (u,) of units with rows a (u, R, D) and g (u, R, P).
+
+    A bias is one more column of W, for which every row of a ends in a 1.
 
     In float64 throughout: a server can choose weights that give equal numbers, whose sums float32
     rounds the same way at each step, rows that nearly cancel, gradients of 1e-23 beside inputs of
     1e18, and products beyond 1e38. Each made a float32 norm too short.
     """
-    products = _gram(a) * _gram(g)  # (u, R, R)
-    by_row = products.diagonal(dim1=1, dim2=2)
-    squares = by_row.sum(1) + 2 * products.triu(1).sum((1, 2))
-    return squares.clamp(min=0), by_row.sqrt().sum(1)
+    inputs, gradients = _gram(a), _gram(g)  # (u, R, R)
+    if bias:
+        inputs += 1
+    products = inputs.mul_(gradients)
+    squares = products.flatten(1) @ _pairs(products.shape[1], products.device)
+    return squares.clamp_(min=0), products.diagonal(dim1=1, dim2=2).sqrt().sum(1)
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs(count: int, device: torch.device) -> Tensor:
+    """How often a product of two rows counts (R * R,): twice above the diagonal, never below."""
+    ones = torch.ones(count, count, dtype=torch.float64, device=device)
+    return (ones.triu() + ones.triu(1)).flatten()
 
 
 def _gram(rows: Tensor) -> Tensor:
     """Rows (u, R, F) -> their products with one another (u, R, R), in float64.
 
-    Only the diagonal and what is above it is filled for sure. By numpy on a CPU: of so few rows its
-    BLAS makes the product faster than torch's, which wants them as columns.
+    Below the diagonal there may be 0 in their place. By numpy on a CPU: of so few rows its BLAS
+    makes the product faster than torch's, which wants them as columns.
     """
     if rows.device.type != "cpu":
         wide = rows.double()
         return torch.bmm(wide, wide.mT)
     units, count, _ = rows.shape
-    grams = np.empty((units, count, count))
+    grams = np.zeros((units, count, count))
     most = max(1, _GRAM_AT_ONCE // rows[0].numel())
     with np.errstate(all="ignore"):  # a norm that isn't finite is found where it counts
         for start in range(0, units, most):
@@ -449,15 +506,15 @@ def _clipped(parts: list[_Kept | _Booked], sizes: list[int], max_grad_norm: floa
     squares = torch.stack([part.squares for part in parts]).sum(0)  # (U,)
     lengths = sum(part.lengths.square() for part in booked)  # (U,)
     apart = (lengths > _CANCELS**2 * squares).nonzero().flatten().tolist() if booked else []
-    alone = {part.layer.weight: torch.zeros_like(part.layer.weight) for part in booked if apart}
+    alone: Gradients = {}
     for unit in apart:
-        made = {part.layer.weight: part.of_unit(unit) for part in booked}
+        made = {p: w for part in booked for p, w in part.of_unit(unit).items()}
         squares[unit] = sum(part.squares[unit] for part in kept)
         squares[unit] += sum(squared_norms(w.reshape(1, -1)).squeeze() for w in made.values())
         if squares[unit].isfinite():
             factor = float(clip_factors(squares[unit], max_grad_norm))
-            for weight, w in made.items():
-                alone[weight].add_(w, alpha=factor)
+            for p, w in made.items():
+                _add(alone, p, w * factor)
 
     factors = clip_factors(squares, max_grad_norm).float()  # (U,)
     sums: Gradients = {}
@@ -471,10 +528,9 @@ def _clipped(parts: list[_Kept | _Booked], sizes: list[int], max_grad_norm: floa
     of_image = of_image.view(-1, 1, 1)
     left_out = of_image == 0 if (together == 0).any() else None
     for part in booked:
-        weight = part.layer.weight
-        sums[weight] = part.sum(of_image, left_out)
-        if apart:
-            sums[weight] += alone[weight]
+        sums |= part.sum(of_image, left_out)
+    for p, w in alone.items():
+        sums[p] += w
     return Clipped({p: total.contiguous() for p, total in sums.items()}, squares.sqrt())
 
 
@@ -490,12 +546,11 @@ def clip_factors(squares: Tensor, max_grad_norm: float) -> Tensor:
 def squared_norms(matrix: Tensor) -> Tensor:
     """Squared norms (U,) of rows (U, N), in float64 from runs in float32."""
     whole = matrix.shape[1] // _RUN * _RUN
-    rest: Tensor = torch.linalg.vector_norm(matrix[:, whole:], dim=1).double().square()
-    if not whole:
-        return rest
-    runs = matrix[:, :whole].reshape(len(matrix), -1, _RUN)  # a view, where rows lie together
-    rest += torch.linalg.vector_norm(runs, dim=2).double().square().sum(1)
-    return rest
+    runs = matrix[:, :whole].reshape(len(matrix), whole // _RUN, _RUN)  # a view of whole rows
+    squares: Tensor = torch.linalg.vector_norm(runs, dim=2).double().square_().sum(1)
+    if whole < matrix.shape[1]:
+        squares += torch.linalg.vector_norm(matrix[:, whole:], dim=1).double().square_()
+    return squares
 
 
 @contextmanager

@@ -95,7 +95,7 @@ MUTANTS = {
     ),
     "noise in float32 without a grid": Mutant(
         "common.privacy.noise",
-        "            np.rint(noisy, out=noisy)\n",
+        ".div_(step).round_().mul_(step)",
         "",
         ("tests/common/privacy/test_noise.py",),
     ),

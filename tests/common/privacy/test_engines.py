@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,69 @@ def test_every_rule_in_both_ways(ways: str, monkeypatch: pytest.MonkeyPatch) -> 
         got = summed(module, batch, data, "fast", max_grad_norm=max_grad_norm)
         expected = clipped(gradients, max_grad_norm)
         assert apart(got, expected) <= 1e-5
+
+
+class OneToken(nn.Module):
+    """Reads one token of six, as a transformer does at its end, and none of a second layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lines, self.idle, self.out = nn.Linear(5, 7), nn.Linear(5, 3), nn.Linear(7, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 2, 12, 8) -> (B, 2)."""
+        tokens = images[:, 0, :6, :5]
+        read = self.out(self.lines(tokens).tanh()[:, 2])
+        return read + 0 * self.idle(tokens).sum((1, 2)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("ways", ["kept", "booked"])
+def test_tokens_without_a_gradient_are_left_out(ways: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a layer that reads one only that one is; the sums are those of all."""
+    monkeypatch.setattr(bookkeeping, "_KEPT_COST", 0.0 if ways == "kept" else 1e12)
+    worked_on: list[int] = []
+    rule = bookkeeping.RULES[nn.Linear]
+
+    def outputs(gradients: Tensor) -> Tensor:
+        worked_on.append(rule.outputs(gradients).shape[1])
+        return rule.outputs(gradients)
+
+    monkeypatch.setitem(bookkeeping.RULES, nn.Linear, replace(rule, outputs=outputs))
+    module, data, batch = OneToken(), Data(2, 12, 8), batch_of(3, 1, 2)
+    got = summed(module, batch, data, "fast", max_grad_norm=0.05)
+    assert apart(got, clipped(plain_gradients(module, batch, data), 0.05)) <= 1e-5
+    assert max(worked_on) == 2  # of six: the one, and the first, which always is
+
+
+class Gated(nn.Module):
+    """Reads an image's second token only if a pixel of it says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lines = nn.Linear(5, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 2, 12, 8) -> (B, 2)."""
+        first, second = self.lines(images[:, 0, :2, :5]).unbind(1)
+        return first + second.where(images[:, 1, 0, :1] > 0, 0)
+
+
+@pytest.mark.parametrize("ways", ["kept", "booked"])
+@pytest.mark.parametrize("others_gate", [-1.0, 1.0])
+def test_an_unread_infinity_counts_alike_whoever_is_there(
+    ways: str, others_gate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who adds nothing beside one patient adds nothing beside another, or 2 C would hang on it."""
+    monkeypatch.setattr(bookkeeping, "_KEPT_COST", 0.0 if ways == "kept" else 1e12)
+    module, data, batch = Gated(), Data(2, 12, 8), batch_of(1, 1)
+    data.inputs[0, 0, 1, 0], data.inputs[0, 1, 0, 0] = torch.inf, -1.0
+    data.inputs[1, 1, 0, 0] = others_gate
+    alone = summed(module, batch[1:], data, "plain", max_grad_norm=0.1)
+    both = summed(module, batch, data, "fast", max_grad_norm=0.1)
+    assert alone.any()
+    assert torch.allclose(both, alone, rtol=1e-5)
 
 
 class Summed(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,14 @@ from randomgen import AESCounter
 from scipy import stats
 
 from common.privacy.epsilon import Randomness
-from common.privacy.noise import Noise, grid_step, noise_of, secret_noise, seeded_noise
+from common.privacy.noise import (
+    Noise,
+    _box_muller,
+    grid_step,
+    noise_of,
+    secret_noise,
+    seeded_noise,
+)
 from common.privacy.randomness import RoundSecret
 
 KEY = bytes(range(32))
@@ -98,16 +106,50 @@ def test_neighbouring_steps_come_equally_often() -> None:
         assert stats.chisquare(near).pvalue > 1e-3
 
 
-def test_secret_noise_is_numpys_normal_on_aes() -> None:
-    """A float64 draw of AES-128 in counter mode, as an independent AES gives it, and no other."""
-    key = int.from_bytes(KEY[:16], "little")
-    words = AESCounter(key=key).random_raw(64).astype("<u8").tobytes()
-    cipher = Cipher(AES128(KEY[:16]), ECB()).encryptor()
-    counters = b"".join(i.to_bytes(16, "little") for i in range(32))
-    assert words == cipher.update(counters)
-    draws = np.random.Generator(AESCounter(key=key)).standard_normal(40_000)
-    expected = np.rint(draws * STD / grid_step(STD)) * grid_step(STD)
-    assert np.array_equal(drawn(secret_noise(KEY), 40_000).double().numpy(), expected)
+@pytest.mark.parametrize(
+    ("source", "word", "off"), [(secret_noise, "int64", 1e-12), (seeded_noise, "int32", 1e-5)]
+)
+def test_noise_is_box_and_mullers_on_aes(
+    source: Callable[[bytes], Noise], word: str, off: float
+) -> None:
+    """AES-128 in counter mode as an independent AES gives it, a pair at a time by plain math."""
+    n = 2**16
+    blocks = AESCounter(key=int.from_bytes(KEY[:16], "little"))
+    for counter, block in enumerate((bytes(16), (1).to_bytes(16, "little"))):
+        assert blocks.random_raw(2).astype("<u8").tobytes() == ecb(block), counter
+    size = np.dtype(word).itemsize
+    words = np.frombuffer(
+        b"".join(ecb(i.to_bytes(16, "big")) for i in range(n * size // 16)),
+        dtype=f"<{word[0]}{size}",
+    )
+    ends = 2.0 ** (8 * size - 1)
+    expected = [
+        math.sqrt(-2 * math.log((abs(int(one)) + 0.5) / ends)) * turn(math.pi * int(other) / ends)
+        for turn in (math.cos, math.sin)
+        for one, other in zip(words[: n // 2], words[n // 2 :], strict=True)
+    ]
+    found = drawn(source(KEY), n + 1).double().numpy() / STD
+    step = grid_step(STD) / STD if source is secret_noise else 0.0
+    assert np.abs(found[:n] - expected).max() < step / 2 + off
+    assert found[n] != found[0]  # the stream goes on
+
+
+def ecb(block: bytes) -> bytes:
+    """AES-128 of one block."""
+    return Cipher(AES128(KEY[:16]), ECB()).encryptor().update(block)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_the_uniform_distribution_are_numbers(dtype: torch.dtype) -> None:
+    """A word of 0 gives the longest radius, those at the ends give 0: never infinity or NaN."""
+    word = torch.int32 if dtype == torch.float32 else torch.int64
+    ends = torch.iinfo(word)
+    radii = torch.tensor([0, 1, -1, ends.min, ends.max], dtype=word)
+    values = _box_muller(torch.cat([radii, torch.zeros_like(radii)]), dtype)
+    bits = 8 * word.itemsize
+    longest = [math.sqrt(2 * math.log(2) * bits), *[math.sqrt(2 * math.log(2**bits / 3))] * 2]
+    assert values[:3].tolist() == pytest.approx(longest, rel=1e-6)
+    assert not values[3:].any()
 
 
 def test_a_secret_source_gets_secret_noise() -> None:

@@ -88,9 +88,9 @@ def test_wrong_clipping_is_refused(broken: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_wrong_rule_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bias that is forgotten."""
+    """Half of a gradient."""
     rule = bookkeeping.RULES[nn.Linear]
-    wrong = bookkeeping.Rule(lambda call, gradients: {}, rule.inputs, rule.outputs)
+    wrong = bookkeeping.Rule(rule.small, rule.inputs, lambda gradients: rule.outputs(gradients) / 2)
     monkeypatch.setitem(bookkeeping.RULES, nn.Linear, wrong)
     with pytest.raises(RunFailed, match="fast gives wrong"):
         checked()
