@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from common.catalogue import CATALOGUE
 from common.errors import BadInput
 from common.plain_yaml import dump_yaml, load_yaml, read_yaml
 
@@ -457,6 +458,16 @@ class Policy(_Frozen):
             "begins all the same, and the site leaves it when the budget ends."
         ),
     )
+
+    @field_validator("models")
+    @classmethod
+    def _known(cls, models: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if unknown := [name for name in models or () if name not in CATALOGUE]:
+            raise ValueError(
+                f"names of models that are known here ({', '.join(CATALOGUE)}); got "
+                f"{', '.join(unknown)}"
+            )
+        return models
 
 
 class Budget(_Frozen):

@@ -52,9 +52,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A file of `key: value` lines; raises BadInput naming the file and the line at fault."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise BadInput(f"{path}: can't be read ({reason}); name an existing YAML file.") from None
+    except OSError as error:
+        raise BadInput(
+            f"{path}: can't be read ({error.strerror}); name an existing YAML file."
+        ) from None
+    except UnicodeDecodeError:
+        raise BadInput(
+            f"{path}: isn't UTF-8 text; save it as UTF-8, or name a YAML file."
+        ) from None
     content = load_yaml(text, where=path.name)
     if not isinstance(content, dict):
         raise BadInput(f"{path.name}: must hold `key: value` lines; see `fedward schema`.")

@@ -34,9 +34,14 @@ class Seen:
     form: Literal["DICOM", "image", "other"]
     fault: str = ""  # why it can't be read, without the file's name
     pixels: bytes = b""  # hash of what was decoded; empty without pixels
-    blank: bool = False  # all pixels are equal
+    values: tuple[float, float] | None = None  # least and largest of its pixels
     facts: Facts | None = None  # of DICOM
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def blank(self) -> bool:
+        """Whether all pixels are equal."""
+        return self.values is not None and self.values[0] == self.values[1]
 
 
 def look(path: Path, *, listed: bool) -> Seen:
@@ -62,8 +67,8 @@ def look(path: Path, *, listed: bool) -> Seen:
         fault = str(problem).removeprefix(f"{path.name}: ")
     if volume is None:
         return Seen(form, fault, facts=facts, findings=findings)
-    blank = bool(volume.min() == volume.max())
-    return Seen(form, fault, _hash(volume), blank, facts, findings)
+    values = float(volume.min()), float(volume.max())
+    return Seen(form, fault, _hash(volume), values, facts, findings)
 
 
 def _read_image(path: Path) -> NDArray[np.float32]:

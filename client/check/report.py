@@ -75,6 +75,7 @@ class Checked:
     contradictory: tuple[Group, ...]
     identity: tuple[Identity, ...]
     duplicates: tuple[Group, ...]  # the same pixels under another name, nothing else amiss
+    values: tuple[float, float] | None  # least and largest of all pixels, in the files' own unit
     blank: tuple[str, ...]  # files whose pixels are all equal
     without_pixels: tuple[str, ...]  # DICOM files that are no images
     stray: tuple[str, ...]  # files that are neither DICOM nor images
@@ -137,6 +138,8 @@ def check(path: Path, *, on_file: Callable[[int, int], None] = lambda _done, _al
     on_file(total, total)
     contradictory, duplicates = _alike(found, images, owners)
     facts = [one.facts for one in images.values() if one.facts is not None]
+    pictures = {file: one for file, one in images.items() if file not in found.masks}
+    ranges = [one.values for one in pictures.values() if one.values]
     patients = {(owner.site, owner.patient) for owner in owners.values() if owner.patient}
 
     def names(files: Iterable[Path]) -> tuple[str, ...]:
@@ -156,7 +159,8 @@ def check(path: Path, *, on_file: Callable[[int, int], None] = lambda _done, _al
         contradictory=contradictory,
         identity=_identity(found, images),
         duplicates=duplicates,
-        blank=names(f for f, one in images.items() if one.blank and f not in found.masks),
+        values=(min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
+        blank=names(file for file, one in pictures.items() if one.blank),
         without_pixels=names(
             f for f, one in images.items() if one.facts and not one.facts.frames and not one.fault
         ),
@@ -267,6 +271,14 @@ def _text(checked: Checked) -> Iterator[str]:
         yield f"{'class':{width}}  images  {whose + 's':>8}"
         for name, images in checked.images_by_class.items():
             yield f"{name:{width}}  {images:6}  {checked.patients_by_class[name]:8}"
+    if checked.values and checked.kind in ("manifest", "folder"):  # for trees it fits
+        low, high = checked.values
+        yield ""
+        yield fill(
+            f"Pixel values from {low:g} to {high:g}. A study's data.intensity says which of them "
+            "become black and white (0 and 255 unless it says otherwise).",
+            100,
+        )
     yield from _part("Can't be read", [f"{one.file}: {one.why}" for one in checked.unreadable])
     yield from _part("Refused by the reader of this format", checked.refused)
     yield from _part("Contradictory", map(_group, checked.contradictory))

@@ -235,6 +235,15 @@ def test_a_manifest_is_counted_by_class(tiny: Path) -> None:
     assert check(tiny) == checked
 
 
+def test_pixels_beyond_the_window_are_seen(tmp_path: Path) -> None:
+    """A 16-bit picture would be white all over, so the range of the values is told."""
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Pillow.fromarray(deep).save(tmp_path / "a.png")
+    checked = check(written(tmp_path, ["path,patient,site,label", "a.png,ann,north,bright"]))
+    assert checked.values == (0.0, 63_000.0)
+    assert "Pixel values from 0 to 63000. A study's data.intensity says" in checked.text()
+
+
 @pytest.mark.parametrize(
     ("first", "second", "what"),
     [

@@ -224,6 +224,14 @@ def test_who_objects_is_in_no_message() -> None:
     assert "4711" not in "".join(problems({"exclude": [4711]}, SiteSettings))
 
 
+def test_a_model_that_nobody_knows_is_refused() -> None:
+    """A slip in policy.models would keep every study away without a word."""
+    (said,) = problems({"policy": {"models": ["cnn-small", "resnet-18"]}}, SiteSettings)
+    assert "`policy.models` must be names of models that are known here (cnn-small, " in said
+    assert "; got resnet-18." in said
+    assert not problems({"policy": {"models": []}}, SiteSettings)
+
+
 def test_a_long_value_is_cut() -> None:
     """No value can drown its own sentence."""
     assert len(problems(with_key("strategy.name", "x" * 10_000))[0]) < 250

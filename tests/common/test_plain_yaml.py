@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import doctest
+from pathlib import Path
 
 import pytest
 
 from common import plain_yaml
 from common.errors import BadInput
-from common.plain_yaml import dump_yaml, load_yaml
+from common.plain_yaml import dump_yaml, load_yaml, read_yaml
 
 
 def test_the_example_holds() -> None:
@@ -30,6 +31,18 @@ def test_the_example_holds() -> None:
 def test_numbers_with_exponents_are_numbers(text: str, value: object) -> None:
     """YAML 1.1 wants a point and a sign before it believes in an exponent; people don't."""
     assert load_yaml(text, where="x") == value
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    """An editor's Latin-1 is told apart from a file that isn't there."""
+    path = tmp_path / "site.yaml"
+    with pytest.raises(
+        BadInput, match=r"\(No such file or directory\); name an existing YAML file"
+    ):
+        read_yaml(path)
+    path.write_bytes("name: Köln".encode("latin-1"))
+    with pytest.raises(BadInput, match="isn't UTF-8 text; save it as UTF-8"):
+        read_yaml(path)
 
 
 def test_keys_are_text_as_written() -> None:
