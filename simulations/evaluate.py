@@ -95,9 +95,14 @@ class Scored:
     seconds: float
 
     @property
+    def tested(self) -> frozenset[tuple[str, str]]:
+        """Who was scored: site and patient."""
+        return frozenset(zip(self.predictions.sites, self.predictions.patients, strict=True))
+
+    @property
     def patients(self) -> int:
         """How many patients were scored."""
-        return len(set(zip(self.predictions.sites, self.predictions.patients, strict=True)))
+        return len(self.tested)
 
     def as_json(self) -> dict[str, Any]:
         """One entry of `fedward evaluate --json`."""
@@ -297,7 +302,20 @@ def _is_federations(run: Path) -> bool:
 
 def text(scored: Sequence[Scored]) -> str:
     """What `fedward evaluate` prints for people."""
-    return "\n\n".join(_text(one) for one in scored)
+    return "\n\n".join([*map(_text, scored), *_caution(scored)])
+
+
+def _caution(scored: Sequence[Scored]) -> tuple[str, ...]:
+    """Says so where models were scored on different people, as private runs are and others."""
+    tested = [one.tested for one in scored]
+    if len(set(tested)) == 1:
+        return ()
+    unit = scored[0].predictions.unit
+    return (
+        f"Not the same {unit}s were scored for each of these models "
+        f"({len(frozenset.intersection(*tested))} {unit}s for all of them), so their figures can't "
+        "be compared.",
+    )
 
 
 def write(out: Path, scored: Sequence[Scored]) -> None:
@@ -332,7 +350,7 @@ def _report(scored: Sequence[Scored]) -> ReportInput:
             hashes={one.name: one.card.weights_sha256 for one in scored},
         ),
         data_label=first.data_label,
-        data_description=f"{_counted(first)}; {first.who}",
+        data_description="; ".join([_counted(first), first.who, *_caution(scored)]),
         privacy=_privacy(scored),
         partition="",
         sites=(),

@@ -165,6 +165,17 @@ def test_a_single_model_scores_everybody_and_says_so(finished: Path) -> None:
     assert scored.data_label == "real"
 
 
+def test_figures_of_other_patients_are_not_to_be_compared(finished: Path) -> None:
+    """A run's figures are of its test patients, a model file's of everybody: that is said."""
+    data, run_dir = finished / "manifest.csv", finished / "run"
+    run, file = evaluate_models([run_dir, run_dir / "model.safetensors"], data=data)
+    assert run.tested < file.tested
+    said = text([run, file]).splitlines()[-1]
+    assert said.startswith("Not the same patients were scored for each of these models")
+    assert f"({run.patients} patients for all of them)" in said
+    assert "Not the same" not in text([run, run])
+
+
 def test_a_site_file_scores_that_site(finished: Path, tmp_path: Path) -> None:
     """With a site.yaml only that hospital's patients are scored, without those who object."""
     (tmp_path / "site.yaml").write_text(
