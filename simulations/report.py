@@ -125,7 +125,7 @@ def report_input(result: RunResult) -> ReportInput:
         confusion={name: confusion_matrix(p) for name, p in result.predictions.items()},
         history=_curve(result),
         history_caption=(
-            f"Loss of the global model on each site's test {unit}s before each round"
+            f"Loss of the global model on each site's test {unit}s after each round (0: untrained)"
             + ("" if folds is None else ", mean over folds")
         ),
         not_run=tuple(sentence.format(unit=unit) for sentence in NOT_RUN),
@@ -167,11 +167,11 @@ def _rounds(joined: int | list[int]) -> int:
 
 
 def _curve(result: RunResult) -> Mapping[int, Mapping[str, float]]:
-    """Round -> site -> loss before that round; the closing evaluation is one round later."""
+    """Rounds done -> site -> loss then: a round's sites score the weights they are sent."""
     losses: dict[int, dict[str, list[float]]] = {}
     for lines in result.histories:
         for line in lines:
-            number = line["round"] + 1 if line.get("closing") else line["round"]
+            number = line["round"] if line.get("closing") else line["round"] - 1
             for site, metrics in line["metrics"].items():
                 if "loss" in metrics:
                     losses.setdefault(number, {}).setdefault(site, []).append(metrics["loss"])

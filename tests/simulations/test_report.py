@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def test_the_json_says_task_unit_and_division(result: RunResult) -> None:
     assert (found["task"], found["unit"]) == ("multi-label", "exam")
     assert set(found["partition"]) == {"rule", "sites", "skew"}
     assert found["evaluation"]["federated"]["all"]["specificity:acl"]["low"] is not None
+
+
+def test_the_learning_curve_ends_with_the_last_round(result: RunResult) -> None:
+    """A round's sites score the weights they are sent, those of the round before."""
+    losses = [1.5, 1.0, 0.5]
+    lines: list[dict[str, Any]] = [
+        {"round": number, "metrics": {"north": {"loss": loss}}}
+        for number, loss in zip((1, 2, 2), losses, strict=True)
+    ]
+    lines[-1]["closing"] = True
+    told = report_input(replace(result, histories=[lines]))
+    assert told.history == {0: {"north": 1.5}, 1: {"north": 1.0}, 2: {"north": 0.5}}
+    assert "after each round (0: untrained)" in told.history_caption
 
 
 def test_the_page_says_whose_exams_are_unknown(result: RunResult) -> None:
