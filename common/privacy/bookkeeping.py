@@ -43,6 +43,7 @@ from common.models.layers import ClassToken, PositionEmbedding
 
 SLACK = 2.0**-19  # a norm counts for so much more, for all that is rounded to float32
 _CANCELS = 6.0  # times longer than its sum are a unit's rows: rounding may exceed the slack
+_ABSURD = 1e18  # beyond that, squares in float32 overflow, and factors lose their last bits
 _ROW_COST = 28.0  # of a number of a row that is read and written; of a multiplication by Gram: 1
 _KEPT_COST = 28.0  # of a number of W that is written and read
 _RUN = 2**10  # numbers whose squares are summed in float32: of 2^15 equal ones, 3e-5 may be lost
@@ -466,9 +467,13 @@ def _by_gram(a: Tensor, g: Tensor, *, bias: bool) -> tuple[Tensor, Tensor]:
     inputs, gradients = _gram(a), _gram(g)  # (u, R, R)
     if bias:
         inputs += 1
+    by_row = inputs.diagonal(dim1=1, dim2=2) + gradients.diagonal(dim1=1, dim2=2)
+    longest = by_row.amax(1)
     products = inputs.mul_(gradients)
     squares = products.flatten(1) @ _pairs(products.shape[1], products.device)
-    return squares.clamp_(min=0), products.diagonal(dim1=1, dim2=2).sqrt().sum(1)
+    lengths = products.diagonal(dim1=1, dim2=2).sqrt().sum(1)
+    # Beside an absurd row its partner may be so small that a factor takes its last bits.
+    return squares.clamp_(min=0), lengths.where(longest < _ABSURD**2, torch.inf)
 
 
 @functools.lru_cache(maxsize=64)
@@ -537,10 +542,11 @@ def _clipped(parts: list[_Kept | _Booked], sizes: list[int], max_grad_norm: floa
 def clip_factors(squares: Tensor, max_grad_norm: float) -> Tensor:
     """What gradients of these squared norms are multiplied by: min(1, C / norm), less the slack.
 
-    A norm that isn't finite gives 0: one NaN would tell the world who is there.
+    A norm that isn't finite gives 0: one NaN would tell the world who is there. So does an absurd
+    one, whichever way it was found.
     """
     norms = squares.sqrt()
-    return (max_grad_norm / norms / (1 + SLACK)).clamp(max=1).where(norms.isfinite(), 0)
+    return (max_grad_norm / norms / (1 + SLACK)).clamp(max=1).where(norms < _ABSURD, 0)
 
 
 def squared_norms(matrix: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def private_steps(
         ===============================  ==================================================
         empty batch                      the noisy step is taken all the same
         one patient                      the divisor stays `expected_patients`
-        gradient of a patient not finite that patient counts as zero in this step
+        gradient not finite or over 1e18 that patient counts as zero in this step
         fault inside a step              the hooks go; give the weights up, nothing was sent
         ===============================  ==================================================
     """

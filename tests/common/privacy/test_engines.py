@@ -436,6 +436,29 @@ def test_a_row_that_overflows_downwards_hides_nothing() -> None:
     assert float(torch.cat([s.flatten() for s in found.sums.values()]).norm()) <= 1e-3 * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("ways", ["kept", "booked"])
+@pytest.mark.parametrize("a", [1e-30, 1e-8, 1.0, 1e12, 1e22])
+@pytest.mark.parametrize("g", [1e-3, 1e17, 1e26, 1e38])
+def test_absurd_numbers_add_no_more_than_c(
+    a: float, g: float, ways: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors and what they make of small numbers are too small for float32: 1.7 C was seen."""
+    monkeypatch.setattr(bookkeeping, "_KEPT_COST", 0.0 if ways == "kept" else 1e12)
+    module = nn.Linear(24, 40)
+    generator = torch.Generator().manual_seed(0)
+    inputs = a * (0.5 + torch.rand(2, 5, 24, generator=generator))
+    inputs[1] = 0
+    at_outputs = g * (0.5 + torch.rand(2, 5, 40, generator=generator))
+    at_outputs[1] = 0
+    found = BookKeeper(module).clipped(
+        lambda: (module(inputs) * at_outputs).flatten(1).sum(1),
+        [1, 1],
+        max_grad_norm=0.1,
+    )
+    total = torch.cat([s.flatten().double() for s in found.sums.values()])
+    assert float(total.norm()) <= 0.1 * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("ways", ["kept", "booked"])
 def test_a_unit_that_is_not_finite_adds_nothing(
