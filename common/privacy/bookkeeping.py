@@ -476,7 +476,7 @@ def _by_gram(a: Tensor, g: Tensor, *, bias: bool) -> tuple[Tensor, Tensor]:
     return squares.clamp_(min=0), lengths.where(longest < _ABSURD**2, torch.inf)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4)
 def _pairs(count: int, device: torch.device) -> Tensor:
     """How often a product of two rows counts (R * R,): twice above the diagonal, never below."""
     ones = torch.ones(count, count, dtype=torch.float64, device=device)

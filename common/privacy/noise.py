@@ -73,9 +73,9 @@ def secret_noise(key: bytes) -> Noise:
     by 2^-32 of it or less (at 9 by four times that); so its probability is right to 2^-31 of
     itself. Over 10^11 values (11 M weights, 10^4 steps) these factors multiply to e^(+-0.001) but
     with probability 1e-10 (they are independent: Hoeffding's inequality), by an estimate that
-    leaves the few values of the tail out. So epsilon is off by about 0.001. That beats a sum of
-    four draws (Holohan & Braghin 2021, arXiv:2107.10138), which only makes the search for what is
-    missing long, and takes four times as long itself.
+    leaves the few values of the tail out. So epsilon, which compares two sums, is off by about
+    0.002. That beats a sum of four draws (Holohan & Braghin 2021, arXiv:2107.10138), which only
+    makes the search for what is missing long, and takes four times as long itself.
 
     Args:
         key: at least 16 bytes that nothing else is drawn from.
